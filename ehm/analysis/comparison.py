@@ -48,8 +48,8 @@ def compare_distances(checkpoints: Sequence[str], files: Sequence[Path], device:
                 rows.append((name, layer, head, f"{distance:.6g}", f"{distance / patch_side:.6g}"))
     note = (
         f"On {describe_image_count(files)} of {', '.join(sorted(inputs))}. A line is the mean over the heads, a dot "
-        "one head. Distance from a patch to all patches, weighted by its attention to them, tokens without a place left out "
-        "(Dosovitskiy et al., 2021)."
+        "one head. Distance from a patch to all patches, weighted by its attention to them, tokens without a place "
+        "left out (Dosovitskiy et al., 2021)."
     )
     figure = draw_chart("Mean attention distance of each layer", [note], lines, "layer", "pixels")
     return Comparison(render_figure(figure), ("checkpoint", "layer", "head", "pixels", "patches"), rows)

@@ -1,4 +1,4 @@
-"""The encoder that a run ends with, in folders that timm and transformers load by name."""
+"""Write the encoder at the end of a run into folders that timm and transformers load by name."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _LIBRARIES = {TIMM_FOLDER: "timm", TRANSFORMERS_FOLDER: "transformers"}
 
 
 def write_run_folders(run: Run[Any], weights: Weights, checkpoint: Path, encoder_file: Path | None = None) -> None:
-    """Write the encoder in ``weights`` below the folder of ``run``, which ends with ``checkpoint``, and say where.
+    """Write the encoder in ``weights`` into folders of ``run``, which ends with ``checkpoint``, and print their paths.
 
-    ``encoder_file`` holds the same arrays already. The first process calls this.
+    ``encoder_file`` is a file with the same arrays, if there is one. Only the main process calls this.
     """
     runs = read_runs(str(checkpoint))
     facts = CardFacts(

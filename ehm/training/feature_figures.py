@@ -1,4 +1,4 @@
-"""The figures of features, as they are measured while a run pretrains.
+"""Figures of frozen features, which are measured while a run pretrains.
 
 Shapes: n images, D features, C classes.
 """
@@ -17,7 +17,7 @@ from ehm.analysis.ridge import score_by_ridge
 __all__ = ["measure_features"]
 
 Score = Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32], int], NDArray[np.float64]]
-"""Scores the classes of queries: features (n, D), labels (n,), queries (m, D), C -> (m, C)."""
+"""Scores the classes of queries: features (n, D), their labels (n,), queries (m, D), C -> scores (m, C)."""
 
 
 def measure_features(
@@ -26,9 +26,10 @@ def measure_features(
     folds: NDArray[np.int64] | None = None,
     classes: int = 0,
 ) -> dict[str, float]:
-    """Return the figures of ``features`` (n, D): ``rankme`` and ``feature_spread``, with labels ``knn`` and ``linear``.
+    """Return the figures of ``features`` (n, D): ``rankme``, ``feature_spread`` and, with labels, ``knn``, ``linear``.
 
-    The latter two are top-1 accuracies in [0, 1]. Each image is classed once, by those of the other ``folds`` (n,).
+    The latter two are top-1 accuracies in [0, 1] by cross-validation: each image is classified by the images of the
+    other ``folds`` (n,).
     """
     figures = {}
     if labels is not None:
@@ -50,9 +51,9 @@ def _cross_validate(
     score: Score, features: NDArray[np.float32], labels: NDArray[np.int64], folds: NDArray[np.int64], classes: int
 ) -> float:
     """Return the share of images whose own class has the highest score, with each fold scored by the others."""
-    right = 0
+    correct = 0
     for fold in np.unique(folds):
         held_out = folds == fold
         scores = score(features[~held_out], labels[~held_out], features[held_out], classes)
-        right += int((scores.argmax(axis=1) == labels[held_out]).sum())
-    return right / len(labels)
+        correct += int((scores.argmax(axis=1) == labels[held_out]).sum())
+    return correct / len(labels)

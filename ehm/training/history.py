@@ -1,4 +1,4 @@
-"""The training behind a checkpoint, back to the first weights, as model cards tell it."""
+"""The history of a checkpoint, back to the first weights, for model cards."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ _ELPV = (
     "[CC BY-NC-SA 4.0](https://creativecommons.org/licenses/by-nc-sa/4.0/), for non-commercial use, of elpv-dataset "
     "(Buerhop-Lutz et al. 2018, Deitsch et al. 2019 and 2021)"
 )
-"""The licence of the photographs that ehm takes if no others are named."""
+"""The licence of ELPV's photographs, which ehm trains on by default."""
 _WEIGHTS = ("encoder.safetensors", "model.safetensors", "encoder", "encoder_hf")
-"""Files and folders in that of a run or of a checkpoint, which name it as well."""
+"""Files and folders inside a run or a checkpoint; ``model.init`` may name them instead of the run itself."""
 _SCRATCH = (None, "scratch")
 
 
 def read_runs(origin: str | None) -> list[dict[str, Any]]:
-    """Return the metadata of a checkpoint and of those that it began with, newest first, while they are there."""
+    """Return the metadata of a checkpoint, of the one that it began with, and so on, newest first.
+
+    The list ends at random weights, or at weights that are not a checkpoint (any more).
+    """
     runs: list[dict[str, Any]] = []
     seen: set[Path] = set()
     while origin not in _SCRATCH:
@@ -40,9 +43,9 @@ def read_runs(origin: str | None) -> list[dict[str, Any]]:
             path = path.parent
         try:
             opened = open_checkpoint(path)
-        except CheckpointError:  # timm's, a file, or moved since: the card tells what is left
+        except CheckpointError:  # a name of timm's, a file of weights, or a run that was moved or removed
             break
-        if opened.folder in seen:  # a run that was resumed from itself
+        if opened.folder in seen:  # a cycle: model.init names a run that was trained from this one
             break
         seen.add(opened.folder)
         runs.append(opened.metadata)
@@ -51,7 +54,10 @@ def read_runs(origin: str | None) -> list[dict[str, Any]]:
 
 
 def describe_runs(runs: list[dict[str, Any]]) -> list[str]:
-    """Return a sentence for each of ``runs``, newest first and at least one, and one about what came before them."""
+    """Return a sentence for each of ``runs``, newest first, and a last one about the weights before them.
+
+    There must be at least one run.
+    """
     lines = [_describe_run(run) for run in runs]
     init = _find_init(runs[-1])
     if init in _SCRATCH:
@@ -71,14 +77,14 @@ def find_base_model(runs: list[dict[str, Any]]) -> str | None:
         return str(name)
     if kind == "timm":
         name, _, option = name.partition("?")
-        # timm's weights have a tag, and a repository each
+        # only timm's names with a tag, after a dot, are weights with a repository on the Hub
         if "." in name and option != "pretrained=false":
             return f"timm/{name}"
     return None
 
 
 def find_data_license(runs: list[dict[str, Any]]) -> str:
-    """Return the licence of ELPV's photographs, which is known, even if they are not the only ones; else none."""
+    """Return the licence of the images of ``runs``: known for ELPV's photographs, "not stated" for all others."""
     elpv = []
     for run in runs:
         data = run["config"]["data"]
@@ -89,7 +95,7 @@ def find_data_license(runs: list[dict[str, Any]]) -> str:
 
 
 def list_datasets(runs: list[dict[str, Any]]) -> list[str]:
-    """List the last names of the images that ``runs`` were trained on, without repetitions."""
+    """List the names of the sources that ``runs`` were trained on, without their folders and without repetitions."""
     sources = []
     for run in runs:
         source = name_source(run["config"]["data"]["source"])
@@ -104,7 +110,7 @@ def list_maskings(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def name_source(path: str) -> str:
-    """Return the last name of a path, or the whole text if it has none."""
+    """Return the last part of a path, or the text itself if it has none."""
     return Path(path).name or path
 
 
@@ -115,11 +121,11 @@ def _find_init(run: dict[str, Any]) -> str | None:
 
 
 def _describe_run(run: dict[str, Any]) -> str:
-    """Return one run in a sentence."""
+    """Describe one run in a sentence."""
     optim = run["config"]["optim"]
     batch = optim["batch_size"]
     duration = f"{run['epoch']:.4g}"
-    # a run of so many steps has no number of epochs to reach
+    # with optim.steps, optim.epochs is not the length of the run
     duration += " epochs" if optim.get("steps") else f" of {optim['epochs']} epochs"
     images = ""
     if run["epoch"]:

@@ -1,6 +1,6 @@
-"""``ehm language train``: a tiny language model on text alone, for examples of the task vision_language.
+"""``ehm language train``: train a tiny language model on text, for examples of the task vision_language.
 
-A run's folder holds ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and, at the end, ``model/``, a folder in
+A run's folder has ``config.yaml``, ``metrics.jsonl``, ``tensorboard/`` and, at the end, ``model/``, a folder in
 Hugging Face's layout, and ``metrics.json``.
 """
 
@@ -29,15 +29,16 @@ __all__ = ["DEFAULT_CONFIG", "LanguageResult", "train_language_model"]
 
 DEFAULT_CONFIG = "easy_vqa/language"
 DEFAULT_OUT = Path("runs/language")
-_MEASURED = 1024
-"""Questions that are measured, spread evenly over those of the validation part."""
-_AT_ONCE = 256
+_MEASURED_QUESTIONS = 1024
+"""The approximate number of questions that are measured, spread evenly over the validation part."""
+_QUESTIONS_AT_ONCE = 256
 _LONGEST_ANSWER = 8
+"""Tokens of an answer, at most."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Shares of ``questions`` that are answered rightly: given the sentence about the image, and without it."""
+    """Shares of right answers to ``questions``, with the sentence about the image in the prompt, and without it."""
 
     questions: int
     with_facts: float
@@ -46,7 +47,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class LanguageResult:
-    """The results of a run: its folder, that of the model, and how well it reads."""
+    """The results of a run: its folder, the folder of the model, and its right answers."""
 
     out: Path
     model: Path
@@ -67,9 +68,9 @@ def train_language_model(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> LanguageResult:
-    """Train a tiny language model as ``config`` says (a file, the name of a shipped one, or an object).
+    """Train a tiny language model with the configuration ``config``: a file, the name of a shipped one, or an object.
 
-    ``overrides`` are ``key=value`` strings, as ``--set`` takes them. Raises EhmError on bad input.
+    ``overrides`` are ``key=value`` strings, as for ``--set``. Raises EhmError on bad input.
     """
     folder = Path(out or DEFAULT_OUT)
     if (folder / RUN_MODEL).exists():
@@ -97,9 +98,11 @@ def _train(run: Run[LanguageTrainingConfig]) -> LanguageResult:
             documents = draw_documents(train, config.text, optim.batch_size, config.run.seed, step)
             lr = learning_rate_at(optim, step, plan.steps_per_epoch)
             metrics = model.train_step(documents, lr, optim.weight_decay)
-            log.advance(step + 1)
-            if plan.is_log_due(step + 1) or step + 1 == plan.last:
-                log.log(step + 1, {**{name: float(value) for name, value in metrics.items()}, "lr": lr})
+            done = step + 1
+            log.advance(done)
+            if plan.is_log_due(done) or done == plan.last:
+                values = {name: float(value) for name, value in metrics.items()}
+                log.log(done, {**values, "lr": lr})
 
     folder = run.folder / RUN_MODEL
     with replace_folder(folder) as temporary:
@@ -116,23 +119,25 @@ def _train(run: Run[LanguageTrainingConfig]) -> LanguageResult:
 
 
 def measure_reading(model: TextLearner, descriptions: Sequence[Description], config: LanguageTrainingConfig) -> Reading:
-    """Ask questions about images in words, with the sentence about the image and without it."""
-    asked = [(each, question) for each in descriptions for question in each.questions if question.answers]
-    asked = asked[:: max(1, len(asked) // _MEASURED)]
+    """Ask questions about images, with the sentence about the image in the prompt and without it."""
+    asked = []
+    for description in descriptions:
+        asked += [(description, question) for question in description.questions if question.answers]
+    asked = asked[:: max(1, len(asked) // _MEASURED_QUESTIONS)]
     shares = []
-    for is_told in (True, False):
+    for with_facts in (True, False):
         prompts = []
         for description, question in asked:
-            sentence = describe_facts(description.facts if is_told else "", config.text)
+            sentence = describe_facts(description.facts if with_facts else "", config.text)
             prompts.append(f"{sentence} {config.text.words.ask(question.text)}")
         answers: list[str] = []
-        for start in range(0, len(prompts), _AT_ONCE):
-            answers += model.answer(prompts[start : start + _AT_ONCE], _LONGEST_ANSWER)
-        right = 0
+        for start in range(0, len(prompts), _QUESTIONS_AT_ONCE):
+            answers += model.answer(prompts[start : start + _QUESTIONS_AT_ONCE], _LONGEST_ANSWER)
+        correct = 0
         for (_, question), answer in zip(asked, answers, strict=True):
-            right += answer.strip().lower() == question.answers[0].lower()
-        shares.append(right / len(asked))
-    return Reading(len(asked), shares[0], shares[1])
+            correct += answer.strip().lower() == question.answers[0].lower()
+        shares.append(correct / len(asked))
+    return Reading(len(asked), with_facts=shares[0], without_facts=shares[1])
 
 
 def _print_start(

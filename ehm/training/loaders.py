@@ -1,4 +1,4 @@
-"""The loaders of all loops: shuffled batches to train on, and every image once, in order, to measure on."""
+"""Make the loaders of all loops: shuffled batches to train on, or every image once, in order, to measure on."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def make_train_loader(
     subset: NDArray[np.int64] | None = None,
     chances: NDArray[np.float64] | None = None,
 ) -> Loader:
-    """Return a loader of batches to train on, in a new order every epoch; each process gets a share of each.
+    """Return a loader of batches to train on, in a new order every epoch; each process gets a share of each batch.
 
-    ``optim.batch_size`` counts the copies of an image if it is masked in several ``views``. With ``chances`` images are
-    drawn by these. Images of several sources occur as often as the weights of these say.
+    If images are masked in several ``views``, ``optim.batch_size`` counts every view. With ``chances`` images are drawn
+    with these probabilities. If the source is a mixture, the weights of its sources set how often their images occur.
     """
     if isinstance(source, MixedSource):
         indices = np.arange(len(source)) if subset is None else subset
@@ -42,7 +42,7 @@ def make_train_loader(
         batch_size=config.optim.batch_size // views,
         seed=config.run.seed,
         shuffle=True,
-        drop_last=True,  # a short batch would be a step of another size at the same learning rate
+        drop_last=True,  # a short batch would have the learning rate of a full one
         workers=config.data.workers,
         strict=config.data.strict,
         subset=subset,
@@ -63,8 +63,8 @@ def make_eval_loader(
 ) -> Loader:
     """Return a loader of every image once, in order; each process gets a share of them.
 
-    A process has as many images at once as pass through the device in training, which fits its memory, and ``most`` at
-    most.
+    A batch has as many images as pass through the device at once in training, because they fit into its memory, but at
+    most ``most``.
     """
     images_at_once = config.optim.batch_size // config.optim.accumulate // processes.size
     if most is not None:

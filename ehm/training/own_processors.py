@@ -9,10 +9,10 @@ __all__ = ["count_own_processors"]
 
 
 def count_own_processors(processes: Processes) -> int:
-    """Return how many processors this process may use, if those of its machine share theirs; all ``processes`` call it.
+    """Return this process's share of the processors of its machine, which ``processes`` divide evenly; all call this.
 
-    Processes that were bound to processors of their own (``numactl``, ``taskset``, ``torchrun --numa-binding``, the
-    torch-npu setting ``CPU_AFFINITY_CONF=1``) keep all of these.
+    Processes that are bound to processors of their own (by ``numactl``, ``taskset``, ``torchrun --numa-binding`` or the
+    torch-npu setting ``CPU_AFFINITY_CONF=1``) do not divide these.
     """
     everyone = processes.gather_values(list_host_processors())
     return count_shared_processors(everyone, processes.rank)

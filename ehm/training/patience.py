@@ -1,4 +1,4 @@
-"""Early stopping: a run of a task ends once a number of measurements in a row brought no new best."""
+"""Early stopping: a run of a task ends after a number of measurements in a row without a new best score."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _KEY = "measurements_without_gain"
 
 
 class Patience:
-    """Counts measurements without a new best, up to ``limit``; without a limit the run never stops early.
+    """Counts the measurements since the best one, up to ``limit``; without a limit the run never stops early.
 
-    ``start`` is the checkpoint that a resumed run goes on from, whose count it takes over.
+    A resumed run continues the count of its checkpoint ``start``.
     """
 
     def __init__(self, limit: int | None, start: Checkpoint | None = None) -> None:
@@ -23,15 +23,15 @@ class Patience:
 
     @property
     def is_exhausted(self) -> bool:
-        """True if the run stops."""
+        """True if the run has to stop."""
         return self._limit is not None and self._count >= self._limit
 
     def count_measurement(self, is_best: bool) -> None:
-        """Count a measurement, or begin anew if it is the best so far."""
+        """Count a measurement, or restart the count if it is the best so far."""
         self._count = 0 if is_best else self._count + 1
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that a resumed run counts on."""
+        """Return the metadata from which a resumed run continues the count."""
         return {_KEY: self._count}
 
     def describe(self, step: int, last: int) -> str:

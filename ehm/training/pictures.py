@@ -1,6 +1,6 @@
 """Pages of reconstructions while a run pretrains: the same images every time, in RUN/pictures.
 
-They change no number of the training: masks have a seed of their own, and the model is used in evaluation mode.
+They do not change the training: their masks have a seed of their own, and the model is used in evaluation mode.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ehm.training.run import Run
 __all__ = ["PICTURES_FOLDER", "PicturePages", "open_pictures"]
 
 PICTURES_FOLDER = "pictures"
-"""Folder of the pages, in that of the run."""
+"""The folder for the pages in the folder of a run."""
 SEED = 0
-"""Seed of the masks: the same in all runs, so that their pages compare too."""
+"""The seed of the masks, the same in all runs, so that their pages can be compared."""
 _IMAGES = 8
 _PAGES = 10
-"""Pages of a run that does not say how often it draws one, at most."""
-_SHARE = 0.015
-"""Share of the time that such a run draws, at most, apart from its first and its last page."""
+"""Pages of a run, at most, if ``watch.pictures`` is not set."""
+_SHARE_OF_TIME = 0.015
+"""Share of the time that drawing may then take, apart from the first and the last page."""
 _COMPRESSION = 3
-"""Level of PNG's compression: a page takes half the time of Pillow's own level, and a tenth more bytes."""
+"""PNG compression level: a page takes half the time of Pillow's default, and has a tenth more bytes."""
 
 
 @dataclass(frozen=True)
 class ShownImages:
-    """The images of every page (B, H, W, 3), their names, and where they are from, in words."""
+    """The images of every page (B, H, W, 3), their names, and a description of their ``origin``."""
 
     images: NDArray[np.uint8]
     names: Sequence[str]
@@ -49,7 +49,7 @@ class ShownImages:
 
 
 class PicturePages:
-    """The pages of one run; all processes ask and draw together, and the first one writes."""
+    """Draws the pages of one run; all processes call the methods, and the main one writes the files."""
 
     def __init__(self, run: Run[TrainConfig], learner: Learner, plan: RunPlan, shown: ShownImages | None) -> None:
         self._run = run
@@ -57,29 +57,29 @@ class PicturePages:
         self._plan = plan
         self._shown = shown
         pictures = run.config.watch.pictures
-        self._goes_by_time = pictures is None
+        self._is_limited_by_time = pictures is None
         if pictures is None:
             self._every = math.ceil(plan.total / _PAGES)
         else:
             self._every = max(1, round(pictures * plan.steps_per_epoch))
-        self._began = time.perf_counter()
-        self._spent = 0.0
-        self._last = 0.0
+        self._start = time.perf_counter()
+        self._drawing_seconds = 0.0
+        self._last_page_seconds = 0.0
 
     def is_due(self, done: int) -> bool:
-        """Return whether a page is drawn once ``done`` steps are done; all processes ask after every step."""
+        """Return whether a page is drawn once ``done`` steps are done; called after every step."""
         if self._shown is None:
             return False
         if done == self._plan.last:
             return True
         if done % self._every:
             return False
-        return not self._goes_by_time or self._is_affordable()
+        return not self._is_limited_by_time or self._is_affordable()
 
     def draw(self, done: int) -> Path:
-        """Draw a page after ``done`` steps, write it and return its path; all processes call this."""
+        """Draw a page after ``done`` steps, write it and return its path."""
         assert self._shown is not None
-        began = time.perf_counter()
+        start = time.perf_counter()
         config = self._run.config
         masked = reconstruct_images(self._learner, config, self._shown.images, done / self._plan.total, SEED)
         path = page_path(self._run.folder, done)
@@ -91,22 +91,22 @@ class PicturePages:
             page = draw_reconstruction_page(masked, config, self._shown.names, title, notes)
             with replace_file(path) as temporary:
                 page.save(temporary, format="PNG", compress_level=_COMPRESSION)
-        self._last = time.perf_counter() - began
-        self._spent += self._last
+        self._last_page_seconds = time.perf_counter() - start
+        self._drawing_seconds += self._last_page_seconds
         return path
 
     def _is_affordable(self) -> bool:
-        """Return whether one more page would keep to the share of the time; the first process decides for all."""
-        elapsed = time.perf_counter() - self._began
-        answer = self._spent + self._last <= _SHARE * elapsed
-        first: bool = self._run.processes.gather_values(answer)[0]
-        return first
+        """Return whether one more page keeps within the share of the time, by the clock of the first process."""
+        elapsed = time.perf_counter() - self._start
+        answer = self._drawing_seconds + self._last_page_seconds <= _SHARE_OF_TIME * elapsed
+        answer_of_first: bool = self._run.processes.gather_values(answer)[0]
+        return answer_of_first
 
 
 def open_pictures(
     run: Run[TrainConfig], learner: Learner, plan: RunPlan, training: Source, held_out: Source | None
 ) -> PicturePages:
-    """Return the pages of ``run``; their images are read now, of ``held_out`` or, without it, of ``training``."""
+    """Prepare the pages of ``run``, and read their images: from ``held_out``, or if that is None from ``training``."""
     shown = None
     if run.config.watch.pictures != 0:
         shown = _read_images(run.config, training, held_out)
@@ -114,7 +114,7 @@ def open_pictures(
 
 
 def page_path(folder: Path, done: int) -> Path:
-    """Return where the page after ``done`` steps lies in the run's ``folder``."""
+    """Return the file of the page after ``done`` steps in the run's ``folder``."""
     return folder / PICTURES_FOLDER / f"reconstruction-{done:08d}.png"
 
 

@@ -1,4 +1,4 @@
-"""The parts that a pretraining run is put together from: its first weights, its images and its masker."""
+"""The parts of a pretraining run: its first weights, its images and its masker."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["choose_first_weights", "create_masker", "open_images", "open_validat
 
 
 def take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | None, tuple[str, ...]]:
-    """Open the weights that a new run begins with, and return the run with their encoder if it names none.
+    """Open the first weights of a run; if its configuration names no encoder, it gets the encoder of the weights.
 
-    Also returns the weights, if there are any, and notes on what they change. A resumed run has its encoder already,
-    and opens weights only for a frozen teacher.
+    Returns the run with its encoder, the weights, and notes on them: None and no notes if the run has no first weights.
+    A resumed run knows its encoder already, and needs first weights only for a frozen teacher.
     """
     config = run.config
     if choose_first_weights(run).model.init is None:
@@ -36,12 +36,12 @@ def take_encoder(run: Run[TrainConfig]) -> tuple[Run[TrainConfig], Weights | Non
 
 
 def choose_first_weights(run: Run[TrainConfig]) -> TrainConfig:
-    """Return the configuration of ``run``, without ``model.init`` if it is resumed and needs its checkpoint alone."""
+    """Return the configuration of ``run``, without ``model.init`` if it is resumed and needs only its checkpoint."""
     return run.config if run.start is None else keep_needed_weights(run.config)
 
 
 def open_images(config: TrainConfig, processes: Processes) -> tuple[Source, Loader]:
-    """Open the images of a run, and return a loader of its batches beside them."""
+    """Open the images of a run, and return them with a loader of its batches."""
     data = config.data
     source = open_source(data, "train")
     transform = TrainTransform(
@@ -57,23 +57,23 @@ def open_images(config: TrainConfig, processes: Processes) -> tuple[Source, Load
 
 
 def open_validation_part(config: TrainConfig, training: Source) -> Source | None:
-    """Open the images that a run looks at and does not train on: the validation part beside ``training``.
+    """Open the validation part of the source of ``training``, which a run is measured on and draws pictures of.
 
-    None is returned if the source has no such part, or if ``config.watch`` looks at nothing.
+    Returns None if there is no such part, or if ``config.watch`` switches measurements and pictures off.
     """
-    looks_at_nothing = config.watch.every == 0 and config.watch.pictures == 0
-    if looks_at_nothing or training.split != "train":
+    is_watch_off = config.watch.every == 0 and config.watch.pictures == 0
+    if is_watch_off or training.split != "train":
         return None
     try:
         return open_source(config.data, "val")
-    except DataError:  # nobody has asked for this part, which may lack what its layout needs
+    except DataError:  # no reason to stop the run, because the user has not asked for this part
         return None
 
 
 def create_masker(run: Run[TrainConfig]) -> Masker:
-    """Create the masker of ``run``, which builds hierarchies where its configuration or its device says.
+    """Create the masker of ``run``; it builds hierarchies on the host or the device, as ``mask.build`` says.
 
-    All processes call this: those of one machine share its processors.
+    ``auto`` leaves this choice to the device. All processes call this, as those of a machine share its processors.
     """
     config = run.config
     build = config.mask.build

@@ -1,4 +1,4 @@
-"""``ehm train --replay``: take a step whose loss was not finite once more, and say where its numbers break."""
+"""``ehm train --replay``: take a step whose loss was not finite once more, and report where its numbers break."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ from ehm.training.steps import StepRates
 __all__ = ["replay_step"]
 
 _FLOAT16_LIMIT = 65504.0
-"""The largest number of float16."""
+"""The largest finite number of float16."""
 _LARGE_ACTIVATION = 1e4
+"""Outputs above this are far larger than those of a network that learns."""
 _LARGE_WEIGHT = 100.0
-"""Weights and outputs above these are far from those of a network that learns."""
+"""Weights above this are far larger than those of a network that learns."""
 _SHOWN_ARRAYS = 3
+"""Names of arrays in a sentence, at most."""
 
 
 def replay_step(path: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> tuple[BrokenStep, float]:
-    """Take the step that a run has kept at ``path`` again, report on it in words, and return it with its loss.
+    """Take the step that a run has kept at ``path`` again, print a report, and return the step and its loss now.
 
-    ``overrides`` are ``key=value`` strings, to try whether other settings help; the learning rate stays that of the
-    step. One process takes the whole batch. Raises CheckpointError if there is no such step.
+    ``overrides`` are ``key=value`` strings, to try other settings; the learning rate stays that of the step. One
+    process takes the whole batch. Raises CheckpointError if there is no such step.
     """
     folder = find_broken_step(Path(path))
     kept = read_broken_step(folder)
@@ -42,9 +44,9 @@ def replay_step(path: str | Path, device: str = "auto", overrides: Sequence[str]
     if backend.processes.size > 1:
         raise ConfigError("--replay: one process takes the step again; start it without torchrun or msrun")
     weights = None
-    if config.model.init is not None:  # a teacher, which no checkpoint holds
+    if config.model.init is not None:  # a frozen teacher, which checkpoints do not hold
         weights = backend.open_weights(name_first_weights(config))
-    # read before the learner takes it, which may change it
+    # read before the learner loads it, and may change these arrays: the report is on the weights before the step
     state = kept.before.state
     learner = backend.create_learner(config, weights)
     learner.load(state)
@@ -55,23 +57,23 @@ def replay_step(path: str | Path, device: str = "auto", overrides: Sequence[str]
     )
     batch = learner.prepare_batch(kept.images)
     found = learner.examine_step(batch, kept.mask, rates.lr, rates.weight_decay, rates.ema_decay)
-    for line in _describe(kept, state, found, config):
+    for line in _write_report(kept, state, found, config):
         console.print(line)
     return kept, found.metrics["loss"]
 
 
 def _prepare_config(kept: BrokenStep, overrides: Sequence[str]) -> TrainConfig:
-    """Return the configuration of the run, as one process can look into its step."""
+    """Return the configuration of the run, changed so that one process can take and examine its step."""
     config = keep_needed_weights(load_config(TrainConfig, kept.before.metadata["config"], overrides))
-    # as many images pass through the device at once as did in each process
+    # this process has the images of all processes, and passes as many at once through its device as each of them did
     optim = config.optim.model_copy(update={"accumulate": config.optim.accumulate * int(kept.facts["processes"])})
-    # compiled code calls no hooks
+    # without compilation, because the step is examined by hooks, which compiled code does not call
     run = config.run.model_copy(update={"compile": False, "parallel": "ddp"})
     return config.model_copy(update={"optim": optim, "run": run})
 
 
-def _describe(kept: BrokenStep, state: LearnerState, found: StepExamination, config: TrainConfig) -> Iterator[str]:
-    """Yield the report, a line each."""
+def _write_report(kept: BrokenStep, state: LearnerState, found: StepExamination, config: TrainConfig) -> Iterator[str]:
+    """Yield the lines of the report."""
     loss = found.metrics["loss"]
     norm = found.metrics["grad_norm"]
     yield f"  loss {loss:.6g} (in the run {kept.facts['loss']}), gradient norm {norm:.4g}"
@@ -82,7 +84,7 @@ def _describe(kept: BrokenStep, state: LearnerState, found: StepExamination, con
     else:
         yield f"  before the step all weights and moments were finite; the largest weight was {weight:.4g}, of {name}"
     yield f"  images {', '.join(map(str, kept.indices[:8]))}{', …' if len(kept.indices) > 8 else ''} of the source"
-    yield from _describe_place(found)
+    yield from _locate_problem(found)
     largest = ", ".join(f"{value:.3g} of {module or 'the loss'}" for module, value in found.largest_outputs)
     if largest:
         yield f"  largest finite outputs: {largest}"
@@ -91,8 +93,11 @@ def _describe(kept: BrokenStep, state: LearnerState, found: StepExamination, con
     yield f"What to try: {_advise(found, bool(broken_before), weight, config)}."
 
 
-def _describe_place(found: StepExamination) -> Iterator[str]:
-    """Yield where the numbers stop being finite: forward first, as the backward pass only passes that on."""
+def _locate_problem(found: StepExamination) -> Iterator[str]:
+    """Yield sentences on where numbers stop being finite.
+
+    The forward pass comes first, because an output that is not finite spoils all gradients behind it.
+    """
     if found.first_output is not None:
         module = f"module {found.first_output}" if found.first_output else "the model as a whole, its loss"
         inputs = "finite inputs" if found.has_finite_inputs else "inputs that were not finite either"
@@ -104,7 +109,7 @@ def _describe_place(found: StepExamination) -> Iterator[str]:
 
 
 def _advise(found: StepExamination, was_broken: bool, weight: float, config: TrainConfig) -> str:
-    """Return what may help, the most likely first."""
+    """Return the remedies that may help, the most likely one first."""
     loss = found.metrics["loss"]
     norm = found.metrics["grad_norm"]
     if math.isfinite(loss) and math.isfinite(norm) and not was_broken:
@@ -135,7 +140,7 @@ def _find_not_finite(arrays: Arrays) -> list[str]:
 
 
 def _find_largest(arrays: Arrays) -> tuple[str, float]:
-    """Return the name and the size of the largest finite number in ``arrays``."""
+    """Return the name of the array with the largest finite number, by absolute value, and that value."""
     largest: tuple[str, float] = ("none", 0.0)
     for name, array in arrays.items():
         values = np.abs(array[np.isfinite(array)]) if array.dtype.kind == "f" else np.zeros(0)

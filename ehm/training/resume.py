@@ -1,4 +1,4 @@
-"""Compare a resumed run with its checkpoint: a change that shapes the weights stops it, any other is printed."""
+"""Compare a resumed run with its checkpoint: a change that affects the weights is an error, any other is printed."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ _FREE = {
     "benchmark", "model.init", "model.tokenizer", "mask.build", "optim.accumulate", "cache_features", "patience",
     "data.cache", "data.cache_folder", "data.retries",
 }  # fmt: skip
-"""Keys that a resumed run may change, besides those of ``run`` but its seed, and those of ``watch`` and of the columns
-of a table.
+"""Keys that a resumed run may change; so may it all keys of ``run`` except its seed, and of ``_FREE_SECTIONS``.
 
-Images, labels, groups and the tokenizer are compared themselves, wherever they lie; the first weights play no part any
-more.
+The paths of images and of the tokenizer are free because their contents are compared instead, and the path of the first
+weights because a resumed run does not need them any more.
 """
 _FREE_SECTIONS = ("watch.", "data.columns.")
+"""Sections whose keys a resumed run may change."""
 _FROM_WEIGHTS = (
     "data.channels",
     "data.depth",
@@ -47,16 +47,17 @@ _FROM_WEIGHTS = (
 )
 """Keys that a task takes from its encoder's weights if its configuration leaves them out."""
 _SHOWN_CLASSES = 5
+"""Classes that a message lists, at most."""
 
 
 def check_settings(kind: type[C], config: C, start: Checkpoint) -> None:
-    """Raise ConfigError if a resumed run has other settings than the checkpoint ``start`` that shape the weights."""
-    # the checkpoint is compared, and not the run's config.yaml, which anybody may have edited
+    """Raise ConfigError if a resumed run and its checkpoint ``start`` differ in settings that affect the weights."""
+    # compared with the checkpoint, because the run's config.yaml may have been edited
     changes = _find_changes(kind, config, start.metadata)
-    binding = {key: change for key, change in changes.items() if not _is_free(key)}
-    if binding:
+    forbidden = {key: change for key, change in changes.items() if not _is_free(key)}
+    if forbidden:
         raise ConfigError(
-            f"--resume: {start.folder.name} was trained with other settings: {_describe_changes(binding)}; "
+            f"--resume: {start.folder.name} was trained with other settings: {_describe_changes(forbidden)}; "
             "set them as they were, or start a new run with another --out"
         )
 
@@ -69,11 +70,11 @@ def check_resumed_data(
     unit: str = "images",
     labels: str = "labels",
 ) -> TrainingData | None:
-    """Return what the checkpoint ``start`` keeps of its images if the run ``found`` the same ones; None if nothing.
+    """Check that a resumed run ``found`` the images that its checkpoint ``start`` was trained on.
 
-    ``classes`` are compared too, by name and order, and so are labels; None if the run has none. ``source_name``,
-    ``unit`` and ``labels``, the names of what is counted and of what belongs to it, are for messages. Raises
-    ConfigError that says what has changed.
+    ``classes``, their order and the labels are compared too, unless ``classes`` is None. ``source_name``, ``unit`` and
+    ``labels`` are words for messages: the source, the things that are counted, and their labels. Returns the data that
+    the checkpoint knows, None if an earlier version of ehm wrote it. Raises ConfigError with the changes.
     """
     name = start.folder.name
     metadata = start.metadata
@@ -89,7 +90,7 @@ def check_resumed_data(
     else:
         compared_labels = None if classes is None else labels
         changes += _compare_sources(stored.train, found.train, f"{unit} to train on", compared_labels)
-        # a held-out fold is a part of the images to train on, which have been compared just now
+        # the images of a held-out fold come from the source of the training images, which has just been compared
         is_fold = stored.val == stored.train and found.val == found.train
         if stored.val is not None and found.val is not None and not is_fold:
             changes += _compare_sources(stored.val, found.val, f"{unit} to measure on", labels)
@@ -102,9 +103,9 @@ def check_resumed_data(
 
 
 def print_changes(config: Config, start: Checkpoint, backend: Backend) -> None:
-    """Print which settings, device and versions are others than those that wrote the checkpoint ``start``.
+    """Print the settings, device and versions that have changed since the checkpoint ``start``, if any have.
 
-    They need not stop the run, as :func:`check_settings` has seen. Nothing is printed if all is as it was.
+    Changes that must stop the run have been refused by :func:`check_settings` before.
     """
     metadata = start.metadata
     changes = _find_changes(type(config), config, metadata)
@@ -112,7 +113,7 @@ def print_changes(config: Config, start: Checkpoint, backend: Backend) -> None:
     before = _name_versions(metadata.get("device"), metadata.get("versions", {}))
     now = _name_versions(info.name, {**info.versions, "ehm": __version__, "numpy": np.__version__})
     for key, value in now.items():
-        # a framework that only one of the two has is no change of version: the device has changed
+        # if only one of the two has a framework, its version has not changed; the device has
         if before.get(key) not in (None, value):
             changes[key] = (before[key], value)
     if changes:
@@ -128,11 +129,11 @@ def _name_versions(device: str | None, versions: Mapping[str, str]) -> dict[str,
 
 def _find_changes(kind: type[C], config: C, metadata: Mapping[str, Any]) -> Changes:
     """Return the value in a checkpoint and the value now of each key that differs."""
-    # loaded, so that keys which the version that wrote it did not have get their defaults
+    # validated again, so that keys that are newer than the checkpoint get their defaults
     before = flatten(load_config(kind, metadata["config"]).model_dump(mode="json"))
     now = flatten(config.model_dump(mode="json"))
     for key in _FROM_WEIGHTS:
-        if now.get(key, "") is None:  # as the weights say, and a resumed run's are those of its checkpoint
+        if now.get(key, "") is None:  # left to the weights, which for a resumed run are those of its checkpoint
             now[key] = before[key]
     changes = {}
     for key, value in before.items():
@@ -148,12 +149,12 @@ def _is_free(key: str) -> bool:
 def _describe_changes(changes: Changes) -> str:
     sentences = []
     for key, (before, now) in changes.items():
-        sentences.append(f"{key} was {_spell(before)} and is {_spell(now)}")
+        sentences.append(f"{key} was {_format_value(before)} and is {_format_value(now)}")
     return "; ".join(sentences)
 
 
-def _spell(value: Any) -> Any:
-    """Return ``value`` as a configuration spells it."""
+def _format_value(value: Any) -> Any:
+    """Return ``value`` as it is written in a configuration."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -161,21 +162,21 @@ def _spell(value: Any) -> Any:
     return value
 
 
-def _compare_sources(before: SourceIdentity, now: SourceIdentity, what: str, labels: str | None) -> list[str]:
-    """Return the plainest difference between two sources in words, in a list that is empty if there is none.
+def _compare_sources(before: SourceIdentity, now: SourceIdentity, unit: str, labels: str | None) -> list[str]:
+    """Return a list with a sentence on the most obvious difference between two sources, empty if they are equal.
 
-    ``labels`` is the name of what belongs to the images, None if that is not compared.
+    ``unit`` is the word for the images, and ``labels`` that for their labels, None if these are not compared.
     """
     if before.images != now.images:
-        return [f"there were {before.images:,} {what} and there are {now.images:,}"]
+        return [f"there were {before.images:,} {unit} and there are {now.images:,}"]
     if before.files != now.files:
-        return [f"there are {now.images:,} {what} as before, but their names, their order or their sizes have changed"]
+        return [f"there are {now.images:,} {unit} as before, but their names, their order or their sizes have changed"]
     if before.sample != now.sample:
-        return [f"there are {now.images:,} {what} of the same names and sizes as before, but they are other images"]
+        return [f"there are {now.images:,} {unit} of the same names and sizes as before, but they are other images"]
     if labels is not None and before.labels != now.labels:
-        return [f"the {labels} of its {now.images:,} {what} have changed"]
+        return [f"the {labels} of its {now.images:,} {unit} have changed"]
     if labels is not None and before.groups != now.groups:
-        return [f"the groups of its {now.images:,} {what} have changed"]
+        return [f"the groups of its {now.images:,} {unit} have changed"]
     return []
 
 

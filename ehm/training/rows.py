@@ -1,4 +1,4 @@
-"""A row for each image, as a model gives it, gathered from all processes."""
+"""Compute a row of numbers for each image, such as features or logits, and gather the rows of all processes."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from ehm.data import Batch
 __all__ = ["Predict", "collect_rows"]
 
 Predict = Callable[[Any], NDArray[np.float32]]
-"""Makes a row for each image of a batch: (B, ...)."""
+"""Computes a row for each image of a batch: (B, ...)."""
 
 
 def collect_rows(
     predict: Predict, batches: Iterable[Batch], processes: Processes = ALONE
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the indices (n,) of the images of all processes' ``batches``, rising, and what ``predict`` makes of them.
+    """Return the sorted indices (n,) of the images in the ``batches`` of all processes, and their rows (n, ...).
 
-    A file that cannot be read is left out: the loader puts another image in its place, which counts once only. All
-    processes call this.
+    An image that cannot be read has no row: the loader reads another image in its place, whose second row is dropped.
+    All processes call this.
     """
     indices = []
     rows = []
@@ -33,6 +33,6 @@ def collect_rows(
     # concatenated before they are sent: one message of two arrays for each process
     share = (np.concatenate(indices), np.concatenate(rows))
     all_indices, all_rows = zip(*processes.gather_values(share), strict=True)
-    # sorted by index too, so that the order does not depend on the number of processes
-    once, places = np.unique(np.concatenate(all_indices), return_index=True)
-    return once, np.concatenate(all_rows)[places]
+    # np.unique also sorts, so that the order does not depend on the number of processes
+    unique_indices, positions = np.unique(np.concatenate(all_indices), return_index=True)
+    return unique_indices, np.concatenate(all_rows)[positions]

@@ -1,4 +1,4 @@
-"""The log of a run while it works: JSON lines, trackers, and a progress bar with an ETA."""
+"""The log of a running loop: lines of JSON, trackers, and a progress bar with an ETA."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ _SHOWN = (
     "perplexity",
     "temperature",
 )
-"""Values that fit beside a progress bar; all of them are in the files."""
-_LINES_OF_A_RUN = 20
-"""Lines that are printed in place of a bar."""
+"""Values that are shown beside the progress bar; the files have all of them."""
+_PROGRESS_LINES = 20
+"""Lines, one for each 5 % of the run, that are printed in place of a bar."""
 
 
 class RunLog:
-    """Writes ``out/metrics.jsonl``, tells the ``trackers``, and draws progress on a terminal or in a notebook.
+    """Writes ``out/metrics.jsonl``, passes values on to ``trackers``, and shows a progress bar.
 
-    Elsewhere one line appears for every twentieth of the run. A resumed run (``first_step`` > 0) drops the
-    lines that it is going to write again. Trackers are told the ``settings``, the configuration by dotted keys. With
-    ``silent`` nothing is written: of several processes one logs.
+    Away from a terminal or notebook, lines are printed in place of the bar. A resumed run (``first_step`` > 0) drops
+    the lines of steps that it takes again. ``settings`` are the configuration by dotted keys, for trackers. With
+    ``silent`` nothing is written or shown, because only one of several processes does so.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class RunLog:
         self._first_step = first_step
         self._title = title
         self._silent = silent
-        # by the last two folders, which tell the runs of one project apart
+        # named by the last two folders, because the last one alone is often the same in several projects
         name = "/".join(out.resolve().parts[-2:])
         self._trackers = TrackerGroup(trackers, TrackedRun(name, out, settings or {}, first_step))
         self._file: IO[str] | None = None
-        # markup is off, as titles and values may hold names of users' classes and files
+        # without markup, because names of classes and files may look like it
         self._progress = create_progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -86,13 +86,13 @@ class RunLog:
             TextColumn("{task.fields[values]}", markup=False),
             hidden=silent,
         )
-        self._printed_part = -1
+        self._printed_twentieth = -1
         self._newest: dict[str, float] = {}
 
     def __enter__(self) -> RunLog:
         if self._silent:
             return self
-        # the steps after the checkpoint are going to be taken once more
+        # without the lines after the checkpoint, whose steps are taken again
         write_text(self._path, "".join(_read_lines_before(self._path, self._first_step)))
         with report_write_errors(self._path):
             self._file = self._path.open("a", encoding="utf-8")
@@ -110,35 +110,35 @@ class RunLog:
         if error is not None:
             status = "stopped" if isinstance(error, KeyboardInterrupt) else "failed"
         with ExitStack() as stack:
-            # called last, and even if the file cannot be closed
+            # callbacks run at the end, the last one first, and even if closing the file raises an error
             stack.callback(self._trackers.finish, status)
             stack.callback(self._progress.stop)
             if self._file is not None:
-                # a run that has failed already has a reason, which what cannot be written now must not hide
+                # after a failure, a second error while closing must not hide the first
                 with suppress(OSError) if error is not None else report_write_errors(self._path):
                     self._file.close()
 
     def advance(self, step: int) -> None:
-        """Move the bar: ``step`` steps are done."""
+        """Move the bar to ``step``, the number of steps that are done."""
         if not self._silent:
             self._progress.update(self._task, completed=step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record ``values`` as they stand after ``step`` steps."""
+        """Record ``values`` after ``step`` steps."""
         if self._silent:
             return
         assert self._file is not None
         with report_write_errors(self._path):
             self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()  # people and programs follow the file while the run goes on
+            self._file.flush()  # people and programs read the file during the run
         self._trackers.log(step, values)
-        # what is measured now and then stays until it is measured again
+        # values that are not measured at every line are shown until they are measured again
         self._newest |= {name: value for name, value in values.items() if name in _SHOWN}
         shown = "  ".join(f"{name} {value:.4g}" for name, value in self._newest.items())
         self._progress.update(self._task, completed=step, values=shown)
-        part = _LINES_OF_A_RUN * step // max(1, self._total_steps)
-        if not is_progress_shown() and part != self._printed_part:
-            self._printed_part = part
+        twentieth = _PROGRESS_LINES * step // max(1, self._total_steps)
+        if not is_progress_shown() and twentieth != self._printed_twentieth:
+            self._printed_twentieth = twentieth
             console.print(f"{self._title} {step}/{self._total_steps}  {shown}{self._format_eta()}")
 
     def add_picture(self, step: int, name: str, path: Path) -> None:
@@ -155,7 +155,7 @@ class RunLog:
 
 
 def _read_lines_before(path: Path, step: int) -> list[str]:
-    """Return an earlier attempt's lines of steps up to ``step``; a line cut off by a crash is dropped."""
+    """Return the lines of a log up to ``step``, without one that a crash has cut off."""
     if step == 0 or not path.is_file():
         return []
     kept = []
@@ -163,6 +163,6 @@ def _read_lines_before(path: Path, step: int) -> list[str]:
         try:
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-        except (ValueError, KeyError):  # cut off by a crash
+        except (ValueError, KeyError):  # a line that was cut off
             continue
     return kept

@@ -1,4 +1,4 @@
-"""Schedules, evaluated at every step: the learning rate, a warm-up and a fall, and the decay of the average."""
+"""Schedules of the learning rate and of the decay of the moving average, evaluated at every step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["compute_ema_decay", "compute_learning_rate", "ema_decay_at", "learning_rate_at"]
 
 STEP_FACTOR = 0.1
-"""The factor of the schedule ``step`` at each milestone."""
+"""The factor by which the schedule ``step`` multiplies the learning rate at each milestone."""
 
 
 def learning_rate_at(optim: OptimConfig, step: int, steps_per_epoch: int) -> float:
@@ -37,9 +37,9 @@ def ema_decay_at(optim: OptimConfig, step: int, steps_per_epoch: int) -> float |
 
 
 def compute_ema_decay(step: int, ramp_steps: float, first: float, last: float) -> float:
-    """Return the decay of ``step``, which rises from ``first`` along a line and is ``last`` after ``ramp_steps``.
+    """Return the decay in ``step``: it rises linearly from ``first`` to ``last`` over ``ramp_steps``, and stays there.
 
-    As in data2vec (section 3.3), and in I-JEPA over the whole run.
+    This is the schedule of data2vec (section 3.3), and of I-JEPA, whose ramp is the whole run.
     """
     if step >= ramp_steps:
         return last
@@ -57,15 +57,15 @@ def compute_learning_rate(
 ) -> float:
     """Return the learning rate of ``step`` in [0, total_steps): a linear warm-up to ``peak``, then a fall.
 
-    ``cosine`` falls along half a cosine to ``floor``, and ``linear`` along a line. ``step`` stays at the peak and falls
-    to a tenth of it, but not below ``floor``, at each of ``milestones``, shares of the run (SimMIM: at seven eighths).
+    The schedule ``cosine`` falls along half a cosine to ``floor``, and ``linear`` along a line. The schedule ``step``
+    falls to a tenth at each of ``milestones``, which are shares of the run (SimMIM: 7/8), but not below ``floor``.
     """
     if step < warmup_steps:
         # Step 0 has rate 0, as in MAE's published code, whose fractional epoch begins there too.
         return peak * step / warmup_steps
     if schedule == "step":
         falls = sum(step >= share * total_steps for share in milestones)
-        # Without a fall the floor plays no part, even if it lies above the peak.
+        # Before the first fall the floor does not matter, even if it is above the peak.
         return max(floor, peak * STEP_FACTOR**falls) if falls else peak
     elapsed = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     if schedule == "linear":

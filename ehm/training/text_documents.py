@@ -1,4 +1,7 @@
-"""Documents about images in words alone: a sentence of an image's own answers, and questions about it."""
+"""Text documents about images: a sentence made of the answers about an image, and questions about it.
+
+They train a language model without images (:mod:`ehm.training.language`).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from ehm.errors import DataError
 __all__ = ["Description", "describe_images", "draw_documents", "list_texts"]
 
 _STREAM = 7
-"""Begins the seed of every draw of documents."""
+"""The first number of the seed of documents, so that other draws with the seed of the run are independent of them."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,9 @@ class Description:
 
 
 def describe_images(source: QuestionSource, config: TextConfig, name: str) -> list[Description]:
-    """Return a description of each image of ``source`` whose questions have answers of all kinds of ``text.facts``.
+    """Return a description of each image of ``source`` that has an answer for each kind of question in ``text.facts``.
 
-    Raises DataError, which names the data, if there is none.
+    Raises DataError if there is no such image; ``name`` is the name of the source in the message.
     """
     by_image: dict[str, list[Question]] = {}
     for index in range(len(source)):
@@ -73,12 +76,12 @@ def draw_documents(
 
 
 def describe_facts(facts: str, config: TextConfig) -> str:
-    """Return the sentence about an image; without ``facts`` it says nothing of it."""
+    """Return the sentence about an image; with empty ``facts`` it says nothing about it."""
     return f"{config.before}{facts}{config.after}"
 
 
 def list_texts(descriptions: Sequence[Description], config: TextConfig) -> list[str]:
-    """Return texts that have all words of all documents."""
+    """Return texts that together contain every word of all documents."""
     texts = {describe_facts("", config), config.words.ask("")}
     for description in descriptions:
         texts.add(description.facts)

@@ -1,7 +1,8 @@
-"""The images that a run trains on, as its checkpoints keep them to know them again.
+"""The identities of the images that a run trains on, which its checkpoints keep.
 
-``state.json`` has the identities of the sources under ``data``. Beside it, a task has ``images.safetensors``: a key of
-8 bytes for every image that was trained on with its label.
+They tell whether a resumed run has the same images, and whether a model is measured on images that it was trained on.
+``state.json`` has the identities of the sources under ``data``. The checkpoints of tasks also have
+``images.safetensors``: a key of 8 bytes for every image that was trained on with its label.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ __all__ = [
 
 T = TypeVar("T")
 SeenImages = Mapping[KeyKind, NDArray[np.uint64]]
-"""Sorted keys of images, by what they are made of."""
+"""Sorted keys of images, by their kind: hashes of contents, or of names and sizes."""
 CONTENT_LIMIT = 200_000
-"""Images up to which a training set is known by content: reading more of them once would delay the first step."""
+"""Larger training sets have keys of names, because reading all of their images would delay the first step."""
 _NO_KEYS = np.zeros(0, np.uint64)
 
 
@@ -44,8 +45,8 @@ _NO_KEYS = np.zeros(0, np.uint64)
 class TrainingData:
     """The sources that a run is trained on and measured on; ``val`` is None if nothing is measured.
 
-    ``seen`` are the images that it trains on, ``seen_before`` those that its first weights were trained on, both with
-    labels; only the first process has them.
+    ``seen`` are the keys of the images that it trains on with labels, ``seen_before`` those of the images that its
+    first weights were trained on with labels. Only the first process has them.
     """
 
     train: SourceIdentity
@@ -76,7 +77,7 @@ class TrainingData:
 
 
 def read_training_data(checkpoint: Checkpoint) -> TrainingData | None:
-    """Return what ``checkpoint`` keeps of its images; None if an earlier version wrote it.
+    """Return the images that ``checkpoint`` was trained on; None if an earlier version of ehm, without them, wrote it.
 
     Raises CheckpointError if the file with the keys is missing or was altered.
     """
@@ -98,13 +99,13 @@ def read_training_data(checkpoint: Checkpoint) -> TrainingData | None:
 
 
 def read_seen_images(init: str | Path) -> SeenImages:
-    """Return the images that the weights named by ``model.init`` were trained on with labels; none if nobody knows."""
+    """Return the images that the weights named by ``model.init`` were trained on with labels; empty if unknown."""
     try:
         checkpoint = find_checkpoint(init)
     except CheckpointError:
-        return {}  # what is wrong with it is said when its weights are read
+        return {}  # reading its weights will raise the error
     if checkpoint is None:
-        return {}  # a file of weights or a name of timm's
+        return {}  # a file of weights or a name of timm's, which keep no keys
     data = read_training_data(checkpoint)
     return {} if data is None else data.all_seen
 
@@ -112,7 +113,8 @@ def read_seen_images(init: str | Path) -> SeenImages:
 def identify_training_data(train: Source, val: Source | None, threads: int, processes: Processes) -> TrainingData:
     """Return the identities of the sources that are trained on and measured on.
 
-    One process of each machine looks, and all call this. Raises DataError if machines hold different images.
+    All processes call this, and one process of each machine reads the sources. Raises DataError if the images differ
+    between machines.
     """
 
     def identify() -> TrainingData:
@@ -123,7 +125,7 @@ def identify_training_data(train: Source, val: Source | None, threads: int, proc
             return TrainingData(train_identity, train_identity)
         return TrainingData(train_identity, identify_source(val, threads))
 
-    # the processes of a machine see the same files, and would only read them at the same time
+    # one for each machine, because its other processes would only read the same files at the same time
     is_first_of_machine = processes.rank % processes.local_size == 0
     found_here = identify() if is_first_of_machine else None
     everywhere = processes.gather_values(found_here)
@@ -138,18 +140,19 @@ def identify_training_data(train: Source, val: Source | None, threads: int, proc
 
 
 def hash_training_images(source: Source, indices: NDArray[np.int64], threads: int) -> SeenImages:
-    """Return the keys of the images that are trained on: of their content, or of their names.
+    """Return the keys of the images that are trained on: hashes of their contents, or of their names.
 
-    Names are taken if the images are very many or in a store, because all of them would be read before the first step.
+    Names are hashed if there are very many images or if they are in a remote store, because hashing contents reads all
+    images before the first step.
     """
     kind: KeyKind = "content" if len(indices) <= CONTENT_LIMIT and not is_far_away(source) else "name"
-    # sorted and without copies, for np.isin and for small files
+    # np.unique sorts them, and drops the keys of copies
     keys = np.unique(hash_images(source, indices, kind, threads))
     return {kind: keys[keys != UNREADABLE]}
 
 
 def find_seen(source: Source, indices: NDArray[np.int64], seen: SeenImages, threads: int) -> NDArray[np.bool_]:
-    """Return for each image of ``indices`` (n,) whether it is among those ``seen``: (n,)."""
+    """Return a mask (n,) of the images at ``indices`` (n,) that are among those ``seen``."""
     found = np.zeros(len(indices), bool)
     for kind, keys in seen.items():
         found |= np.isin(hash_images(source, indices, kind, threads), keys)
@@ -157,7 +160,7 @@ def find_seen(source: Source, indices: NDArray[np.int64], seen: SeenImages, thre
 
 
 def run_on_first(function: Callable[[], T], processes: Processes) -> T:
-    """Return the result of ``function``, which the first of ``processes`` alone runs; all call this."""
+    """Run ``function`` in the first of ``processes`` and return its result in all of them; all call this."""
     value = function() if processes.rank == 0 else None
     result: T = processes.gather_values(value)[0]
     return result

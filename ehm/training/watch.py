@@ -1,7 +1,7 @@
 """Measure the features while a run pretrains, and keep the checkpoint at which they were best (docs/watch.md).
 
-The loss of a masked model says little about its features. Every so often the features of the same images are computed
-by the encoder as it stands, and by its moving average if there is one. Nothing that training depends on is touched.
+The loss of a masked model says little about its features. So at intervals the features of the same images are computed
+by the encoder, and by its moving average if there is one. This changes nothing that training depends on.
 
 Shapes: B images, n images in all, D features.
 """
@@ -36,19 +36,18 @@ from ehm.training.watched_images import WatchedImages, open_watched_images
 __all__ = ["BEST_FOLDER", "Watch", "open_watch"]
 
 BEST_FOLDER = "best"
-"""Folder of a run that holds the best checkpoint."""
+"""The folder for the best checkpoint in the folder of a run."""
 _MOST_AT_ONCE = 256
-"""Images whose features are computed at once, at most: more make nothing faster."""
+"""Images whose features are computed at once, at most: larger batches are not faster."""
 _MOST_KEPT_BYTES = 512 * 2**20
-"""Largest size of the images that a process keeps in memory between measurements; more are read every time."""
+"""Up to this size, the images of a process stay in memory between measurements; otherwise they are read every time."""
 
 
 def open_watch(run: Run[TrainConfig], training: Source, held_out: Source | None, plan: RunPlan) -> Watch:
-    """Prepare to measure a run as its section ``watch`` says.
+    """Prepare the measurements that the section ``watch`` of a run asks for.
 
-    ``training`` is the source that it trains on, and ``held_out`` the validation part, if there is one.
-
-    Raises DataError and ConfigError if the section names images or a figure that cannot be had.
+    ``training`` is the source that it trains on, and ``held_out`` the validation part, if there is one. Raises
+    DataError if the images of the section cannot be opened, and ConfigError if its figure needs labels that they lack.
     """
     images = None
     if run.config.watch.every != 0:
@@ -57,10 +56,10 @@ def open_watch(run: Run[TrainConfig], training: Source, held_out: Source | None,
 
 
 class Watch:
-    """Measures the features at the steps that are due, and remembers the best; without ``images`` it does nothing.
+    """Measures the features at the steps that are due, and remembers the best score; does nothing without ``images``.
 
-    ``figure`` is the one that the best checkpoint goes by, None if none is kept. ``unreadable`` are the files that
-    could not be read, and why. All processes call the methods.
+    ``figure`` is the one that the best checkpoint is chosen by, None if none is kept. ``unreadable`` maps files that
+    could not be read to the reasons. All processes call the methods.
     """
 
     def __init__(self, run: Run[TrainConfig], plan: RunPlan, images: WatchedImages | None) -> None:
@@ -72,7 +71,7 @@ class Watch:
         self._has_average = config.optim.ema_decay is not None
         self._kept: list[Batch] | None = None
         self._figures: dict[str, float] = {}
-        # what is remembered holds for the same figure of the same images only
+        # the state of an earlier run is only valid for the same figure of the same images
         self._target = {
             "figure": self.figure,
             "source": None if images is None else images.name,
@@ -80,9 +79,10 @@ class Watch:
         }
         stored: Mapping[str, Any] = {}
         if run.start is not None:
-            stored = self._select_own(run.start.metadata)
-        passes = 0 if images is None else len(images) * (1 + self._has_average)
-        self._plan = WatchPlan(config, plan, passes, stored.get("interval"))
+            stored = self._read_own_state(run.start.metadata)
+        models = 2 if self._has_average else 1
+        images_to_compute = 0 if images is None else len(images) * models
+        self._plan = WatchPlan(config, plan, images_to_compute, stored.get("interval"))
         chance = 0.0 if images is None else images.largest_class
         self._detector = CollapseDetector(chance, stored.get("collapse"))
         self._best_score = self._read_best_score()
@@ -108,14 +108,14 @@ class Watch:
         """
         seconds_per_step = self._plan.time_steps(done)
         batches = self._read_images()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         figures = self._measure_learner(learner, batches)
         if not figures:
             console.print(f"Step {done}: the features are not finite, so that nothing could be measured")
             return {}, False
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         self._figures = figures
-        for note in (self._note_cost(done, seconds, seconds_per_step), self._detector.add(done, figures)):
+        for note in (self._add_cost(done, seconds, seconds_per_step), self._detector.add(done, figures)):
             if note is not None:
                 console.print(note)
         if self.figure is None:
@@ -126,7 +126,7 @@ class Watch:
         return figures, is_best
 
     def to_json(self) -> dict[str, Any]:
-        """Return what checkpoints keep, so that a resumed run goes on measuring as before."""
+        """Return the state from which a resumed run continues to measure as before."""
         return {
             **self._target,
             "best_score": self._best_score if math.isfinite(self._best_score) else None,
@@ -136,13 +136,13 @@ class Watch:
         }
 
     def print_best(self) -> None:
-        """Print where the best checkpoint lies, if there is one."""
+        """Print the folder of the best checkpoint, if there is one."""
         best = newest_checkpoint(self._run.folder / BEST_FOLDER)
         if best is not None and math.isfinite(self._best_score):
             console.print(f"Checkpoint of the highest {self.figure}, {self._best_score:.4g}: {best}")
 
     def _measure_learner(self, learner: Learner, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the figures of the model, and those of its average with ``_ema`` behind their names."""
+        """Return the figures of the model by name, and those of its moving average with the suffix ``_ema``."""
         images = self._images
         assert images is not None
         indices, rows = collect_rows(partial(self._compute_features, learner), batches, self._run.processes)
@@ -157,28 +157,29 @@ class Watch:
                 figures |= {name + suffix: value for name, value in measured.items()}
             return figures
 
-        # one process alone, which the others wait for: they may share its processors
+        # in one process while the others wait, because all may share the same processors
         return run_on_first(measure, self._run.processes)
 
     def _compute_features(self, learner: Learner, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute the features of the model and of its average, if there is one: (B, 1 or 2, D)."""
         if not len(images):
-            # a process without a share of the last batch takes part all the same, as processes may share the parameters
+            # A process without a share of the last batch computes the features of a black image, because each process
+            # may hold a share of the parameters, and all have to take part then.
             pixels = self._run.config.data.pixels
-            some = np.zeros((1, *self._run.config.image_size, pixels.count), pixels.dtype)
-            return self._compute_features(learner, some)[:0]
+            black = np.zeros((1, *self._run.config.image_size, pixels.count), pixels.dtype)
+            return self._compute_features(learner, black)[:0]
         features = [learner.compute_features(images)]
         if self._has_average:
             features.append(learner.compute_features(images, average=True))
         return np.stack(features, axis=1)
 
-    def _note_cost(self, done: int, seconds: float, seconds_per_step: float | None) -> str | None:
-        """Let the plan decide by the cost of a measurement; return what there is to say of it."""
+    def _add_cost(self, done: int, seconds: float, seconds_per_step: float | None) -> str | None:
+        """Tell the plan how long a measurement took, compared with a step; return a sentence on it for the user."""
 
         def count_steps() -> float | None:
             return None if seconds_per_step is None else seconds / seconds_per_step
 
-        # all processes have to measure at the same steps, whatever their clocks say
+        # by the clock of the first process, because all processes have to measure at the same steps
         cost = run_on_first(count_steps, self._run.processes)
         return None if cost is None else self._plan.add_cost(done, cost)
 
@@ -194,13 +195,13 @@ class Watch:
         size = len(images) * height * width * pixels.count * pixels.dtype.itemsize // self._run.processes.size
         if size > _MOST_KEPT_BYTES:
             return self._load_images(images)
-        # the loader may use the memory of a batch again
+        # copied, because the loader may reuse the memory of a batch
         self._kept = [replace(batch, images=np.array(batch.images)) for batch in self._load_images(images)]
         return self._kept
 
     def _load_images(self, images: WatchedImages) -> Iterable[Batch]:
         config = self._run.config
-        # as ehm probe prepares them for an encoder of this run
+        # the same preparation as in ehm probe, so that the figures agree
         transform = EvalTransform.from_spec(config.image_size, config.data.inputs)
         with make_eval_loader(
             images.subset.source,
@@ -218,22 +219,22 @@ class Watch:
         best = newest_checkpoint(self._run.folder / BEST_FOLDER)
         if self._run.start is None or best is None:
             return -math.inf
-        # of the best checkpoint itself, which may be newer than the one that the run is resumed from
-        score = self._select_own(open_checkpoint(best).metadata).get("best_score")
+        # from the best checkpoint itself, which may be newer than the one that the run is resumed from
+        score = self._read_own_state(open_checkpoint(best).metadata).get("best_score")
         return -math.inf if score is None else float(score)
 
-    def _select_own(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return what the ``metadata`` of a checkpoint keep of a watch on the same figure and images, or nothing."""
+    def _read_own_state(self, metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the state in the ``metadata`` of a checkpoint; empty if it is about another figure or other images."""
         stored: Mapping[str, Any] = metadata.get("watch", {})
         is_same = all(stored.get(name) == value for name, value in self._target.items())
         return stored if is_same else {}
 
 
 def _choose_figure(config: TrainConfig, images: WatchedImages | None) -> str | None:
-    """Return the figure that the best checkpoint goes by, None if none is kept."""
+    """Return the figure that the best checkpoint is chosen by, None if none is kept."""
     if images is None:
         return None
     if config.watch.figure is None and images.labels is not None:
         return "knn"
-    # without labels none unless it is asked for: RankMe may rise while the features get worse
+    # without labels there is no default: RankMe, which needs none, may rise while the features get worse
     return config.watch.figure

@@ -1,4 +1,4 @@
-"""The images that a pretraining run is measured on: the same ones every time, from every class alike.
+"""The images that a pretraining run is measured on: the same ones every time, with the same share of each class.
 
 Shapes: n images.
 """
@@ -19,18 +19,19 @@ from ehm.errors import ConfigError, DataError
 __all__ = ["FOLDS", "WatchedImages", "choose_images", "open_watched_images"]
 
 FOLDS = 5
-"""Parts of the images, each of which is classed by the others."""
-_IMAGES_OF_A_CLASS = 10
-"""Images of a class to aim at, if the source has so many classes that some have to be left out."""
+"""Parts of the images; each part is classified by the others."""
+_IMAGES_PER_CLASS = 10
+"""Images that each class should have, if the source has so many classes that some are left out for it."""
 _SEED = 0
-"""The same images whatever ``run.seed``, so that runs with several seeds compare."""
+"""Not ``run.seed``, so that runs with different seeds are measured on the same images."""
 
 
 @dataclass(frozen=True)
 class WatchedImages:
-    """Images to measure on. ``labels`` (n,) count the ``classes`` that are measured, None if there are no labels.
+    """The images of ``subset`` to measure on, from the source ``name``.
 
-    ``folds`` (n,) is the part that each image belongs to; the classes are spread evenly over the parts.
+    ``labels`` (n,) are in [0, ``classes``), numbered anew because classes may be left out; None if there are no labels.
+    ``folds`` (n,) is the part that each image belongs to; the images of each class are spread evenly over the parts.
     """
 
     name: str
@@ -44,7 +45,7 @@ class WatchedImages:
 
     @property
     def largest_class(self) -> float:
-        """The share of the most frequent class: the accuracy of whoever always answers it; 0 without labels."""
+        """The share of the most frequent class, which is the accuracy of always answering it; 0 without labels."""
         if self.labels is None:
             return 0.0
         return float(np.bincount(self.labels).max() / len(self.labels))
@@ -58,7 +59,7 @@ class WatchedImages:
         return None if self.folds is None else self.folds[places]
 
     def describe(self) -> str:
-        """Return which images these are, in words."""
+        """Return the number of images, their source and their classes in words."""
         text = f"{len(self):,} images of {self.name} ({self.subset.title})"
         if self.labels is None:
             return f"{text} without labels"
@@ -66,9 +67,9 @@ class WatchedImages:
 
 
 def open_watched_images(config: TrainConfig, training: Source, held_out: Source | None) -> WatchedImages:
-    """Open the images that ``config.watch`` names, or take labelled ones of ``held_out``, else those of ``training``.
+    """Open the images that ``config.watch`` names, by default ``held_out`` if it has labels, otherwise ``training``.
 
-    Raises DataError if there are none, ConfigError if a figure is asked for that needs labels and there are none.
+    Raises DataError if there are no images, and ConfigError if the chosen figure needs labels and there are none.
     """
     watch = config.watch
     if watch.source is None:
@@ -88,34 +89,35 @@ def open_watched_images(config: TrainConfig, training: Source, held_out: Source 
 
 def _open_named_images(data: PretrainData, name: str, layout: Layout) -> Source:
     """Open the source ``name``: its validation part if it has one, else all of it."""
-    # of all classes: those of data.classes belong to the other source
+    # without data.classes, which select classes of the other source
     data = data.model_copy(update={"source": name, "layout": layout, "classes": None})
     try:
         source = open_source(data, "train")
         return open_source(data, "val") if source.split == "train" else source
     except DataError as error:
-        # it is opened by the keys of data, and has keys of its own
+        # the message is about keys of data, which the user has set as keys of watch
         raise DataError(str(error).replace("data.", "watch.")) from None
 
 
 def choose_images(source: Source, name: str, most: int) -> WatchedImages:
-    """Choose at most ``most`` images of ``source``, called ``name``: of each class as large a share as it has in all.
+    """Choose at most ``most`` images of ``source``, called ``name``, so that classes keep their shares.
 
-    Classes with fewer images than there are folds are left out. Of very many classes some are chosen at random, so that
-    each has about ten images: with one or two of each, nothing can be learnt. With fewer than two classes left, the
-    images count as having no labels.
+    Classes with fewer images than there are folds are left out. If there are very many classes, some are chosen at
+    random, so that each has about ten images: k-NN and a linear probe learn nothing from one or two. If fewer than two
+    classes are left, the images are treated as unlabelled.
     """
     rng = np.random.default_rng(_SEED)
     if source.labels is not None:
         counts = np.bincount(source.labels, minlength=len(source.classes))
         classes = np.flatnonzero(counts >= FOLDS)
-        most_classes = max(2, most // _IMAGES_OF_A_CLASS)
+        most_classes = max(2, most // _IMAGES_PER_CLASS)
         if len(classes) > most_classes:
             classes = np.sort(rng.permutation(classes)[:most_classes])
         if len(classes) >= 2:
             candidates = rng.permutation(np.flatnonzero(np.isin(source.labels, classes)))
+            # images at equal distances in the order of classes: each class keeps its share
             by_class = candidates[np.argsort(source.labels[candidates], kind="stable")]
-            selected = np.sort(_spread(by_class, most))
+            selected = np.sort(_thin_out(by_class, most))
             labels = np.searchsorted(classes, source.labels[selected])
             folds = stratified_folds(labels, FOLDS, _SEED)
             return WatchedImages(name, Subset(source, selected, source.split), labels, folds, len(classes))
@@ -123,7 +125,7 @@ def choose_images(source: Source, name: str, most: int) -> WatchedImages:
     return WatchedImages(name, Subset(source, selected, source.split))
 
 
-def _spread(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+def _thin_out(indices: NDArray[np.int64], most: int) -> NDArray[np.int64]:
     """Return at most ``most`` of ``indices``, taken at equal distances."""
     count = min(most, len(indices))
     return indices[np.arange(count) * len(indices) // count]

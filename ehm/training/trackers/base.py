@@ -25,8 +25,8 @@ Status = Literal["finished", "failed", "stopped"]
 class TrackedRun:
     """The run that a tracker is told about.
 
-    ``settings`` is its configuration by dotted keys. A resumed run goes on after ``first_step``, and ``id`` is what the
-    tracker called it before, None if this tracker does not know it yet.
+    ``settings`` is its configuration by dotted keys. A resumed run continues after ``first_step``, and ``id`` is its
+    name in the tracker, None if the tracker does not know it yet.
     """
 
     name: str
@@ -38,7 +38,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class TrackerRun:
-    """The run in the tracker: the ``id`` by which it is found when it is resumed, and where people look at it."""
+    """A run in the tracker: the ``id`` by which a resumed run is found, and the address of its page."""
 
     id: str | None = None
     address: str | None = None
@@ -52,7 +52,7 @@ class Tracker(Protocol):
         ...
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record ``values`` as they stand after ``step`` steps."""
+        """Record ``values`` after ``step`` steps."""
         ...
 
     def add_picture(self, step: int, name: str, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The trackers of a run: what one gets, all get, and none of them can stop or delay the run."""
+"""The trackers of a run: all get the same calls, and none of them can stop or delay the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _IN_THIS_PROCESS = ("tensorboard",)
 
 
 class TrackerGroup:
-    """The trackers ``names`` of ``run``; one that fails is told of in one line, and gets nothing from then on."""
+    """The trackers ``names`` of ``run``; if one fails, a line is printed, and it gets no further calls."""
 
     def __init__(self, names: Sequence[str], run: TrackedRun) -> None:
         self._run = run
@@ -36,7 +36,7 @@ class TrackerGroup:
         self._call_all(lambda tracker: tracker.start(self._run))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Record ``values`` as they stand after ``step`` steps."""
+        """Record ``values`` after ``step`` steps."""
         self._call_all(lambda tracker: tracker.log(step, values))
 
     def add_picture(self, step: int, name: str, path: Path) -> None:
@@ -54,7 +54,7 @@ class TrackerGroup:
             except Exception as error:
                 del self._trackers[name]
                 console.print(f"{name} gets no more figures of this run, which goes on without it: {_describe(error)}")
-                # whatever it holds open
+                # let it close its files and connections
                 with suppress(Exception):
                     tracker.finish("failed")
 

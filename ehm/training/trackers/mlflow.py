@@ -23,18 +23,19 @@ _PARAMS_AT_ONCE = 100
 
 
 class MlflowTracker:
-    """A run of MLflow. A server only ever adds values, so that a resumed run sends the steps that it does not have.
+    """A run of MLflow.
 
-    They are the same values: a run that is resumed takes the same steps again.
+    A server only adds values and never replaces them, so a resumed run sends only the steps that the server lacks.
+    Nothing is lost by that, because a resumed run takes the same steps again, with the same values.
     """
 
     def start(self, run: TrackedRun) -> TrackerRun:
-        """Make a run, or go on with the one of ``run.id``."""
-        # read when the library is imported
+        """Create a run, or continue the one with the id ``run.id``."""
+        # set before the import, which reads it
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
-        # for the first call alone: a wrong address shows within seconds, a server that restarts later is waited for
+        # only for the first call, so that a wrong address fails within seconds; later calls wait for a restarting server
         is_own_limit = "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
         if is_own_limit:
             os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
@@ -51,7 +52,7 @@ class MlflowTracker:
             opened = self._client.get_run(run.id)
         self._id = opened.info.run_id
         self._last_steps = {key: self._find_last_step(key) for key in opened.data.metrics}
-        # MLflow refuses to change a parameter: a resumed run's are those that it began with
+        # only new parameters, because MLflow refuses to change the value of one
         self._send_settings({key: value for key, value in run.settings.items() if key not in opened.data.params})
         address = self._client.tracking_uri.rstrip("/")
         if address.startswith("http"):

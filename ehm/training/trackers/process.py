@@ -1,8 +1,8 @@
 """A tracker in a process of its own, so that its library can neither stop, slow down nor outlive the run.
 
 The run only appends to a queue; a thread passes the calls on to the process (:mod:`ehm.training.trackers.worker`), one
-line of JSON each. A process also keeps what a library does to its own: threads, signals, output, and work at exit that
-waits for a server.
+line of JSON each. The process also keeps the threads, signal handlers, output and exit handlers of the library away
+from the run.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from ehm.training.trackers.base import Status, TrackedRun, TrackerRun
 __all__ = ["ProcessTracker", "TrackerFailure"]
 
 _MOST_WAITING = 10_000
-"""Calls that wait for a tracker which does not take them, about 5 MB; it is given up if there are more."""
+"""Calls in the queue, about 5 MB, above which a tracker that does not take them is given up."""
 _FINISH_SECONDS = 60.0
-"""Longest time for which a run that has ended waits until a tracker has sent what is left."""
+"""Longest time that the end of a run waits for a tracker to send what is left."""
 
 
 class TrackerFailure(Exception):  # noqa: N818 - its message is the whole sentence
-    """The reason for which a tracker gets nothing more, for people."""
+    """The reason why a tracker gets no further calls, as a sentence for the user."""
 
 
 class ProcessTracker:
-    """The tracker ``name`` of a run, in a process that is started with it; what it prints goes to ``trackers/*.log``.
+    """The tracker ``name`` of a run, in a process of its own whose output goes to ``trackers/NAME.log``.
 
-    Every call returns at once, but ``finish``, which takes at most a minute. A failure is raised as TrackerFailure
-    by the call that follows it.
+    Every call returns at once, except for ``finish``, which takes at most a minute. If the process fails, the next call
+    raises TrackerFailure.
     """
 
     def __init__(self, name: str) -> None:
@@ -49,11 +49,11 @@ class ProcessTracker:
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, run: TrackedRun) -> TrackerRun:
-        """Start the process, which begins the run; its address is printed later, as soon as it is known."""
+        """Start the process, which begins the run in the tracker; its address is printed as soon as it is known."""
         folder = run.folder / "trackers"
         folder.mkdir(parents=True, exist_ok=True)
         self._log_file = folder / f"{self._name}.log"
-        # imported from where the run's own modules come from
+        # with this process's search path, so that the same ehm is imported
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         with self._log_file.open("w", encoding="utf-8") as log, spread_children():
             self._process = subprocess.Popen(
@@ -64,7 +64,7 @@ class ProcessTracker:
                 text=True,
                 encoding="utf-8",
                 env=environment,
-                # Ctrl-C is for the run, which then tells the tracker that it was stopped
+                # not interrupted by Ctrl-C: the run is, and then tells the tracker that it was stopped
                 start_new_session=True,
             )
         self._reader = Thread(target=_read_replies, args=(self._process, self._replies), daemon=True)
@@ -85,7 +85,7 @@ class ProcessTracker:
         self._check()
 
     def add_picture(self, step: int, name: str, path: Path) -> None:
-        """Pass the place of the file on; it is read a little later."""
+        """Pass the path of the file on; the process reads it a little later."""
         self._send({"call": "add_picture", "step": step, "name": name, "path": str(path)})
         self._check()
 
@@ -117,7 +117,7 @@ class ProcessTracker:
             raise TrackerFailure(f"it takes nothing, and {_MOST_WAITING:,} lines wait ({self._log_file})") from None
 
     def _check(self) -> None:
-        """Print what the process has to say; raise TrackerFailure if it has failed."""
+        """Print the replies of the process; raise TrackerFailure if it has failed."""
         self._handle_replies()
         if self._process is not None and self._process.poll() is not None:
             self._reader.join()
@@ -138,7 +138,7 @@ class ProcessTracker:
 def _pass_calls(process: subprocess.Popen[str], calls: queue.Queue[dict[str, Any] | None]) -> None:
     """Write ``calls`` to the process until there is None."""
     assert process.stdin is not None
-    # the process has ended, which the next call of the run finds out
+    # errors mean that the process has ended, which the next call of the run finds out
     with suppress(OSError, ValueError), process.stdin as stream:
         while (call := calls.get()) is not None:
             stream.write(json.dumps(call) + "\n")
@@ -146,7 +146,7 @@ def _pass_calls(process: subprocess.Popen[str], calls: queue.Queue[dict[str, Any
 
 
 def _read_replies(process: subprocess.Popen[str], replies: queue.SimpleQueue[dict[str, Any]]) -> None:
-    """Collect what the process says until it ends."""
+    """Collect the replies of the process until it ends."""
     assert process.stdout is not None
     with process.stdout as stream:
         for line in stream:
@@ -156,7 +156,7 @@ def _read_replies(process: subprocess.Popen[str], replies: queue.SimpleQueue[dic
 def _kill(process: subprocess.Popen[str]) -> None:
     """End the process and those that it has started."""
     if hasattr(os, "killpg"):
-        # it leads a group of its own, to which what it has started belongs
+        # its process group has the same id, and contains the processes that it has started
         with suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
     process.kill()

@@ -21,14 +21,14 @@ _STATES: dict[Status, str] = {"finished": "success", "failed": "crashed", "stopp
 
 
 class SwanLabTracker:
-    """An experiment of SwanLab. A resumed run sends steps after its checkpoint again, with the same values.
+    """An experiment of SwanLab. A resumed run sends the steps after its checkpoint again, with the same values.
 
-    ``SWANLAB_MODE=offline`` writes files alone, of which a resumed run makes new ones with the same id.
+    ``SWANLAB_MODE=offline`` only writes files, new ones with the same id for a resumed run.
     """
 
     def start(self, run: TrackedRun) -> TrackerRun:
-        """Make an experiment, or go on with the one of ``run.id``."""
-        # no question on a terminal that the user does not see
+        """Create an experiment, or continue the one with the id ``run.id``."""
+        # the library must not ask questions on a terminal, which this process does not have
         os.environ.setdefault("SWANLAB_INTERACTIVE", "false")
         import swanlab
 
@@ -44,15 +44,15 @@ class SwanLabTracker:
             given["resume"] = "allow"
         settings = swanlab.Settings.model_validate(
             {
-                # there is nothing but the library's own output
+                # the output of this process is that of the library alone
                 "terminal": {"proxy_type": "none"},
-                # of the program, which here is only the tracker's process
+                # no facts about the program, which is only the tracker's process
                 "probe": {"runtime": False, "requirements": False, "git": False},
             }
         )
         self._run = swanlab.init(config=dict(run.settings), settings=settings, **given)
         address = None
-        with suppress(ValueError):  # there is none without a server
+        with suppress(ValueError):  # raised if there is no server, and so no address
             address = self._run.url
         return TrackerRun(self._run.id, address)
 

@@ -1,7 +1,7 @@
 """TensorBoard: an event file in the run's folder, written by the run itself.
 
-tensorboardX would write it from a thread of its own behind a queue of ten events. A full disk ends that thread without
-a word, the queue fills, and the run then waits for it for ever. Here, every write is one of the run's own.
+tensorboardX would write it in a thread that takes events from a queue of ten. A full disk ends that thread silently,
+the queue fills up, and the run waits for ever. Here the run writes the file itself, and gets the error.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from ehm.training.trackers.base import Status, TrackedRun, TrackerRun
 __all__ = ["TensorBoardTracker"]
 
 _FLUSH_SECONDS = 30
-"""Longest time for which new points are kept in memory; a flush waits for the disk."""
+"""Longest time that new points stay in memory; they are not flushed at once, because a flush waits for the disk."""
 _COLOUR_CHANNELS = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}
 
 
 class TensorBoardTracker:
-    """An event file of TensorBoard in ``tensorboard/``. Of a resumed run, an earlier attempt's later values are hidden.
+    """An event file of TensorBoard in ``tensorboard/``.
 
-    Every method raises WriteError if the disk is full.
+    The file of a resumed run hides the values of earlier files for the steps that are taken again. Every method raises
+    WriteError if the disk is full.
     """
 
     def start(self, run: TrackedRun) -> TrackerRun:
-        """Make an event file, for a resumed run one that hides the points of earlier files after its first step."""
+        """Create an event file; for a resumed run, it hides the points of earlier files after the first step."""
         from tensorboardX.record_writer import RecordWriter
 
         self._folder = run.folder / "tensorboard"
         self._last_flush = time.monotonic()
         with report_write_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            # TensorBoard looks for the middle of this name
+            # TensorBoard recognises event files by "tfevents" in the name
             file = self._folder / f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}"
             self._writer = RecordWriter(str(file))
             try:
@@ -55,7 +56,7 @@ class TensorBoardTracker:
         return TrackerRun()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Append ``values`` as they stand after ``step`` steps."""
+        """Append ``values`` after ``step`` steps."""
         points = [{"tag": name, "simple_value": value} for name, value in values.items()]
         with report_write_errors(self._folder):
             self._write_event(step=step, summary={"value": points})
@@ -64,7 +65,7 @@ class TensorBoardTracker:
                 self._last_flush = time.monotonic()
 
     def add_picture(self, step: int, name: str, path: Path) -> None:
-        """Append a PNG file as it is, under the tab of images."""
+        """Append a PNG file unchanged, for the tab of images."""
         with Image.open(path) as picture:
             width, height = picture.size
             channels = _COLOUR_CHANNELS.get(picture.mode, 3)

@@ -14,22 +14,23 @@ _PROJECT = "ehm"
 
 
 class WandbTracker:
-    """A run of Weights & Biases. Of a resumed run it drops the steps that it has; their values are the same.
+    """A run of Weights & Biases.
 
-    ``WANDB_MODE=offline`` writes files alone, of which a resumed run makes new ones with the same id.
+    A resumed run sends the steps after its checkpoint again; the server drops the ones that it has, whose values are
+    the same. ``WANDB_MODE=offline`` only writes files, new ones with the same id for a resumed run.
     """
 
     def start(self, run: TrackedRun) -> TrackerRun:
-        """Make a run, or go on with the one of ``run.id``."""
-        # reports of errors in the library itself, to its authors
+        """Create a run, or continue the one with the id ``run.id``."""
+        # no reports about errors of the library to its authors
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         settings = wandb.Settings(
-            console="off",  # there is nothing but its own output
+            console="off",  # the output of this process is that of the library alone
             disable_git=True,
             silent=True,
-            x_disable_meta=True,  # of the program, which here is only the tracker's process
+            x_disable_meta=True,  # no facts about the program, which is only the tracker's process
             x_save_requirements=False,
         )
         self._run = wandb.init(

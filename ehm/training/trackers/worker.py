@@ -1,7 +1,7 @@
-"""The process of a tracker: it carries out calls that come as lines of JSON, and ends when there are no more.
+"""The process of a tracker: it reads calls as lines of JSON, passes them to the tracker, and ends after the last one.
 
-Run as ``python -m ehm.training.trackers.worker`` by :mod:`ehm.training.trackers.process`. What the library prints, and
-the traceback of a failure, go to standard error, which is a file in the run's folder.
+:mod:`ehm.training.trackers.process` starts it as ``python -m ehm.training.trackers.worker``. The output of the library,
+and the traceback of a failure, go to standard error, which is a file in the run's folder.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from ehm.training.trackers.registry import make_tracker
 __all__ = ["describe_error", "main"]
 
 _END_SECONDS = 90.0
-"""Longest time that the end takes: if the run was killed, nobody else ends a library that waits for a server."""
+"""Longest time that the end may take. If the run was killed, nobody else stops a library that waits for a server."""
 
 
 def main() -> None:
-    """Carry out the calls of standard input."""
-    # standard output is for replies alone, whatever the library prints
+    """Carry out the calls that come on standard input."""
+    # standard output is kept for replies: what the library prints there goes to standard error
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def reply(message: dict[str, Any]) -> None:
-        # the run may have been killed
+        # nobody reads replies if the run was killed
         with suppress(OSError):
             replies.write(json.dumps(message) + "\n")
             replies.flush()
@@ -45,7 +45,7 @@ def main() -> None:
         traceback.print_exc()
         sys.stderr.flush()
         reply({"failure": describe_error(error)})
-        # without what the library would do at exit: it may wait for the server that has just failed
+        # at once, because exit handlers of the library may wait for the server that has just failed
         os._exit(1)
 
 
@@ -57,7 +57,7 @@ def describe_error(error: Exception) -> str:
 
 def _carry_out(lines: Iterable[str], reply: Callable[[dict[str, Any]], None]) -> None:
     tracker: Tracker | None = None
-    # if nothing says how the run ended, it was killed
+    # if the calls end without "finish", the run was killed
     status: Status = "stopped"
     for line in lines:
         call = json.loads(line)
@@ -79,7 +79,7 @@ def _carry_out(lines: Iterable[str], reply: Callable[[dict[str, Any]], None]) ->
 
 
 def _start(call: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> Tracker:
-    """Begin the run, and keep its id for the day when it is resumed."""
+    """Begin the run in the tracker, and write its id to a file for a resumed run."""
     name = call["tracker"]
     description = call["run"]
     folder = Path(description["folder"])
@@ -87,7 +87,7 @@ def _start(call: dict[str, Any], reply: Callable[[dict[str, Any]], None]) -> Tra
     first_step = description["first_step"]
     known = None
     if first_step:
-        # without it, or if it is no longer readable, the run is a new one in the tracker
+        # if the file is missing or cannot be read, the run is a new one in the tracker
         with suppress(OSError, ValueError, KeyError):
             known = json.loads(stored.read_text(encoding="utf-8"))["id"]
     tracker = make_tracker(name)
