@@ -35,7 +35,7 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow import MlflowClient
 
-        # only for the first call, so that a wrong address fails within seconds; later calls wait while a server restarts
+        # only for the first call: a wrong address fails within seconds, and later calls wait while a server restarts
         is_own_limit = "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
         if is_own_limit:
             os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "1"
