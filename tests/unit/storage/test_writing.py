@@ -17,7 +17,8 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from ehm import backends
-from ehm.analysis.inspect import _write_both, _write_picture
+from ehm.analysis.comparison import Comparison
+from ehm.analysis.inspect import _write_comparison, _write_picture
 from ehm.cli import main
 from ehm.config.export import AscendConfig
 from ehm.deploy.bundle.staging import stage_bundle
@@ -59,7 +60,8 @@ def write_predictions(folder, index=None):
 
 
 def write_table(folder):
-    _write_both(folder, "distance", Image.new("L", (1, 1)), ["name"], [["x" * 5000]])
+    comparison = Comparison(Image.new("L", (1, 1)), ("name",), [("x" * 5000,)])
+    _write_comparison(folder, "distance", comparison)
 
 
 def write_curve(folder):
