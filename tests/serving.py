@@ -23,9 +23,10 @@ SIZE = (8, 12)
 
 
 def means_bundle(path, outputs=("logits", "features"), scale=1.0, in_graph=False, plain=True, size=SIZE):
-    """A bundle whose every output is ``scale`` times the means of the three channels; ``plain`` does not normalise.
+    """Make a bundle whose every output is ``scale`` times the means of the three channels.
 
-    ``size`` is the height and width of the network's input, whose preprocessing is that of SIZE.
+    With ``in_graph`` the network takes bytes of any size and resizes and normalises them itself. ``plain`` images are
+    not normalised. ``size`` is the height and width of the network's input; images are resized to SIZE in any case.
     """
     channels = {"axes": [1, 2] if in_graph else [2, 3], "keepdims": 0}
     shape = ["batch", "height", "width", 3] if in_graph else ["batch", 3, *size]
@@ -70,14 +71,14 @@ def means_bundle(path, outputs=("logits", "features"), scale=1.0, in_graph=False
 
 
 def picture(seed, batch=1):
-    """Images (B, 3, H, W) as the bundles take them, and their channels' means (B, 3)."""
+    """Return random images (B, 3, H, W) as the bundles take them, and the means of their channels (B, 3)."""
     images = np.random.default_rng(seed).random((batch, 3, *SIZE), np.float32)
     return images, images.mean(axis=(2, 3), dtype=np.float64)
 
 
 @contextmanager
 def running(bundles, key=None, **settings):
-    """A server on a free port: ``(host:port, service)``; it is stopped, and nothing of it stays, at the end."""
+    """Run a server on a free port and give ``(host:port, service)``; at the end it stops, and nothing of it stays."""
     service = Service(name_bundles(bundles), Settings.from_arguments(**settings), key)
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(configure_server(service))
