@@ -18,7 +18,8 @@ either_look = pytest.mark.parametrize("look", LOOKS)
 full_for_mindspore = pytest.mark.full_for("mindspore")
 
 
-def steps(learner, images, mask, count, look="similarity"):
+def take_steps(learner, images, mask, count, look="similarity"):
+    """Take steps on the same images, each behind a ``look`` at them if there is one; returns the loss of each step."""
     losses = []
     for _ in range(count):
         prepared = learner.prepare_batch(images)
@@ -28,8 +29,8 @@ def steps(learner, images, mask, count, look="similarity"):
     return losses
 
 
-def seen(learner, images, look="similarity"):
-    """Similarity, or saliency, of all images at once."""
+def compute_look(learner, images, look="similarity"):
+    """Return the similarity, or the saliency, of all images at once."""
     return np.concatenate(list(getattr(learner.prepare_batch(images), f"compute_{look}")()))
 
 
@@ -42,7 +43,7 @@ def assert_equal(left, right, rtol=0.0, atol=0.0):
 
 
 def test_similarity_is_a_symmetric_matrix_of_attention(make_learner, config, batch):
-    similarity = seen(make_learner(config()), batch[0])
+    similarity = compute_look(make_learner(config()), batch[0])
     assert similarity.shape == (6, 24, 24)
     assert similarity.dtype == np.float32
     np.testing.assert_array_equal(similarity, similarity.transpose(0, 2, 1))
@@ -54,7 +55,7 @@ def test_saliency_is_the_share_of_its_attention_that_the_class_token_gives_to_pa
     backend, make_learner, config, batch
 ):
     for dtype in backend.describe_device().dtypes:
-        saliency = seen(make_learner(config(optim={"dtype": dtype})), batch[0], "saliency")
+        saliency = compute_look(make_learner(config(optim={"dtype": dtype})), batch[0], "saliency")
         assert saliency.shape == (6, 24)
         assert saliency.dtype == np.float32
         assert np.all(saliency > 0)
@@ -66,11 +67,11 @@ def test_saliency_is_that_of_the_encoder(backend, make_learner, config, batch, t
     """The last block's attention as the backend's encoder gives it, from the same weights."""
     settings = config()
     learner = make_learner(settings)
-    steps(learner, *batch, count=3)
+    take_steps(learner, *batch, count=3)
     meta = {"kind": "pretrain", "step": 3, "config": settings.model_dump(mode="json")}
     path = save_checkpoint(tmp_path, learner.state(), meta)
     attention = backend.create_encoder(ModelSource(init=str(path))).compute_attention(batch[0])
-    np.testing.assert_allclose(seen(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
+    np.testing.assert_allclose(compute_look(learner, batch[0], "saliency"), attention.mean(axis=1)[:, 0, 1:], atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", ["mae", pytest.param("simmim", marks=full_for_mindspore)])
@@ -82,8 +83,8 @@ def test_pooled_features_are_those_of_the_encoder(backend, make_learner, config,
     images, mask = batch
     learner.compute_features(images)
     learner.compute_features(images[:4], average=True)
-    steps(learner, images, mask, count=3)
-    steps(other, images, mask, count=3)
+    take_steps(learner, images, mask, count=3)
+    take_steps(other, images, mask, count=3)
     state = learner.state()
     assert_equal(state, other.state())
 
@@ -155,12 +156,12 @@ def note_losses(learner, events):
 
 def test_training_lowers_the_loss_and_state_is_complete(make_learner, config, batch):
     learner = make_learner(config())
-    losses = steps(learner, *batch, count=12)
+    losses = take_steps(learner, *batch, count=12)
     assert losses[-1] < 0.95 * losses[0]
 
     again = make_learner(config())
     again.load(learner.state())
-    assert steps(learner, *batch, count=3) == steps(again, *batch, count=3)
+    assert take_steps(learner, *batch, count=3) == take_steps(again, *batch, count=3)
     assert_equal(learner.state(), again.state())
 
 
@@ -168,10 +169,10 @@ def test_a_state_is_loaded_into_a_learner_that_has_trained(backend, config, batc
     """MindSpore's graphs once went on with the weights that they had."""
     learner = backend.create_learner(config())
     before = learner.state()
-    losses = steps(learner, *batch, count=3)
+    losses = take_steps(learner, *batch, count=3)
     learner.load(before)
     assert_equal(before, learner.state())
-    assert steps(learner, *batch, count=3) == losses
+    assert take_steps(learner, *batch, count=3) == losses
 
 
 def test_equal_seeds_start_equal_and_others_do_not(backend, config):
@@ -184,17 +185,18 @@ def test_equal_seeds_start_equal_and_others_do_not(backend, config):
 @either_look
 def test_a_look_changes_no_update(make_learner, config, batch, look):
     with_look, without = make_learner(config()), make_learner(config())
-    steps(with_look, *batch, count=3, look=look)
-    steps(without, *batch, count=3, look=None)
+    take_steps(with_look, *batch, count=3, look=look)
+    take_steps(without, *batch, count=3, look=None)
     assert_equal(with_look.state(), without.state(), atol=1e-6)
 
 
 def test_accumulation_equals_the_whole_batch(make_learner, config, batch):
     whole = make_learner(config())
     parts = make_learner(config(optim={"accumulate": 3}))
-    np.testing.assert_allclose(steps(whole, *batch, count=4), steps(parts, *batch, count=4), rtol=1e-5)
+    np.testing.assert_allclose(take_steps(whole, *batch, count=4), take_steps(parts, *batch, count=4), rtol=1e-5)
     for look in LOOKS:
-        np.testing.assert_allclose(seen(whole, batch[0], look), seen(parts, batch[0], look), rtol=1e-3, atol=1e-6)
+        expected = compute_look(whole, batch[0], look)
+        np.testing.assert_allclose(compute_look(parts, batch[0], look), expected, rtol=1e-3, atol=1e-6)
 
 
 @full_for_mindspore
@@ -227,7 +229,7 @@ def test_average_of_weights_follows_them_and_looks(make_learner, config, batch, 
     learner = make_learner(settings)
     name = "decoder_pred.weight"
     start = learner.state().model[name]
-    first = seen(learner, batch[0], look)
+    first = compute_look(learner, batch[0], look)
     learner.train_step(learner.prepare_batch(batch[0]), batch[1], 1e-2, 0.0)
     state = learner.state()
     average = 0.75 * start + 0.25 * state.model[name]
@@ -240,14 +242,14 @@ def test_average_of_weights_follows_them_and_looks(make_learner, config, batch, 
     np.testing.assert_allclose(state.optimizer["ema/" + name], average, atol=1e-6)
 
     online = make_learner(config())
-    np.testing.assert_allclose(first, seen(online, batch[0], look), atol=1e-6)  # equal until the first step
+    np.testing.assert_allclose(first, compute_look(online, batch[0], look), atol=1e-6)  # equal until the first step
     online.train_step(online.prepare_batch(batch[0]), batch[1], 1e-2, 0.0)
     online.train_step(online.prepare_batch(batch[0]), batch[1], 1e-2, 0.0)
-    assert not np.allclose(seen(learner, batch[0], look), seen(online, batch[0], look), atol=1e-6)
+    assert not np.allclose(compute_look(learner, batch[0], look), compute_look(online, batch[0], look), atol=1e-6)
 
     again = make_learner(settings)
     again.load(learner.state())
-    np.testing.assert_array_equal(seen(learner, batch[0], look), seen(again, batch[0], look))
+    np.testing.assert_array_equal(compute_look(learner, batch[0], look), compute_look(again, batch[0], look))
 
 
 def test_bad_states_and_types_are_refused(backend, make_learner, config):
@@ -267,11 +269,11 @@ def test_mixed_precision_trains_and_goes_on(backend, make_learner, config, batch
     for dtype in backend.describe_device().dtypes:
         settings = config(optim={"dtype": dtype, "clip_grad": 1.0})
         learner = make_learner(settings)
-        losses = steps(learner, *batch, count=12)
+        losses = take_steps(learner, *batch, count=12)
         assert losses[-1] < 0.95 * losses[0], dtype
         again = make_learner(settings)
         again.load(learner.state())
-        assert steps(learner, *batch, count=3) == steps(again, *batch, count=3), dtype
+        assert take_steps(learner, *batch, count=3) == take_steps(again, *batch, count=3), dtype
         assert_equal(learner.state(), again.state())
 
 
@@ -279,7 +281,7 @@ def test_a_float16_step_that_overflows_is_skipped_and_halves_the_scale(backend, 
     if "float16" not in backend.describe_device().dtypes:
         pytest.skip("no float16")
     learner = make_learner(config(optim={"dtype": "float16"}))
-    steps(learner, *batch, count=1)
+    take_steps(learner, *batch, count=1)
     state = learner.state()
     state.optimizer["scaler/scale"] = np.array(2.0**120, np.float32)
     learner.load(state)
@@ -296,10 +298,10 @@ def test_a_state_moves_between_types(backend, make_learner, config, batch):
     dtypes = backend.describe_device().dtypes
     for before, after in zip(dtypes, (*dtypes[1:], dtypes[0]), strict=True):
         first, second = (make_learner(config(optim={"dtype": dtype})) for dtype in (before, after))
-        steps(first, *batch, count=2)
+        take_steps(first, *batch, count=2)
         second.load(first.state())
         assert_equal(LearnerState(first.state().model, {}), LearnerState(second.state().model, {}))
-        assert np.isfinite(steps(second, *batch, count=2)).all()
+        assert np.isfinite(take_steps(second, *batch, count=2)).all()
 
 
 @pytest.mark.parametrize(
@@ -312,10 +314,10 @@ def test_a_state_moves_between_types(backend, make_learner, config, batch):
 )
 def test_how_to_compute_changes_no_result(make_learner, config, batch, run):
     plain, other = make_learner(config()), make_learner(config(run=run))
-    np.testing.assert_allclose(steps(plain, *batch, count=4), steps(other, *batch, count=4), rtol=1e-6)
+    np.testing.assert_allclose(take_steps(plain, *batch, count=4), take_steps(other, *batch, count=4), rtol=1e-6)
     assert_equal(plain.state(), other.state(), atol=1e-6)
     for look in LOOKS:
-        np.testing.assert_allclose(seen(plain, batch[0], look), seen(other, batch[0], look), atol=1e-6)
+        np.testing.assert_allclose(compute_look(plain, batch[0], look), compute_look(other, batch[0], look), atol=1e-6)
 
 
 # torch 2.14's compiler writes vector code for ATEN_CPU_CAPABILITY=default that does not compile ("'at::vec' has not
@@ -334,7 +336,7 @@ def test_compiled_steps_are_the_same_or_refused(make_learner, config, batch):
         assert str(error).startswith("run.compile: ")  # noqa: PT017 - the other of two right answers
         return
     plain = make_learner(config(**small))
-    np.testing.assert_allclose(steps(plain, *batch, count=3), steps(compiled, *batch, count=3), rtol=1e-5)
+    np.testing.assert_allclose(take_steps(plain, *batch, count=3), take_steps(compiled, *batch, count=3), rtol=1e-5)
 
 
 @pytest.mark.parametrize("masking", ["evolved", "shallow"])
@@ -345,14 +347,14 @@ def test_masks_made_on_the_device_are_the_hosts(backend, make_learner, config, b
     images = batch[0]
     learner = make_learner(settings)
     for progress in (0.0, 0.4, 1.0):
-        masks, figures = [], []
+        losses = []
+        figures = []
         for build in ("host", "device"):
             masker = make_masker(masking, settings.masks, settings.units, build)
-            mask, seen_figures = masker(learner.prepare_batch(images), progress, (5,))
-            losses = steps(fresh(make_learner, settings, learner), images, mask, count=2, look=None)
-            masks.append(losses)
-            figures.append({name: float(value) for name, value in seen_figures.items()})
-        assert masks[0] == masks[1]
+            mask, found = masker(learner.prepare_batch(images), progress, (5,))
+            losses.append(take_steps(copy_learner(make_learner, settings, learner), images, mask, count=2, look=None))
+            figures.append({name: float(value) for name, value in found.items()})
+        assert losses[0] == losses[1]  # which differ if the masks do
         assert figures[0] == pytest.approx(figures[1], rel=1e-6)
 
 
@@ -366,14 +368,14 @@ def test_several_masks_of_an_image_are_a_larger_batch(backend, make_learner, con
     learner = make_learner(settings)
     mask, _ = make_masker("evolved", settings.masks, settings.units, build)(learner.prepare_batch(images), 0.6, (5,))
     assert mask.shape == (6, 24)
-    several = steps(learner, images, mask, count=3, look=None)
+    several = take_steps(learner, images, mask, count=3, look=None)
     learner = make_learner(config(mask={"balance": "none"}))
-    larger = steps(learner, np.repeat(images, 3, axis=0), mask, count=3, look=None)
+    larger = take_steps(learner, np.repeat(images, 3, axis=0), mask, count=3, look=None)
     np.testing.assert_allclose(several, larger, rtol=1e-6)
 
 
 def skip_where_refused(backend, settings):
-    """A backend may build no trees on its device, if it says so before anything is trained."""
+    """Skip a test if the backend builds no trees on its device and says so before anything is trained."""
     try:
         backend.create_learner(settings)
     except BackendError as error:
@@ -381,8 +383,8 @@ def skip_where_refused(backend, settings):
         pytest.skip(str(error))
 
 
-def fresh(make_learner, settings, learner):
-    """Another learner in the same state."""
+def copy_learner(make_learner, settings, learner):
+    """Return another learner in the same state."""
     other = make_learner(settings)
     other.load(learner.state())
     return other
