@@ -1,7 +1,7 @@
 """The commands of ``ehm``: the function behind each, its help and its flags.
 
 A flag is a parameter of the command's function, and ``--set`` is ``overrides``. A flag that is not given is not passed
-on, so that each default stands in one place, the function. Nothing heavy is imported here.
+to the function, whose own default then applies. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = ["COMMANDS", "HEADINGS", "Command"]
 
 @dataclass(frozen=True)
 class Command:
-    """A command: ``function`` is "module:name", and ``selectors`` are arguments that it is not passed.
+    """A command: ``function`` is "module:name", and ``selectors`` are arguments that are not passed to it.
 
-    ``has_quiet`` and ``has_json`` say whether it has the flags ``--quiet`` and ``--json`` of all commands. A function
-    that takes ``json`` has that flag among its own.
+    ``has_quiet`` and ``has_json`` are true if the command has the common flags ``--quiet`` and ``--json``. A function
+    with a parameter ``json`` has a flag ``--json`` of its own instead.
     """
 
     function: str

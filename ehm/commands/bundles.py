@@ -66,14 +66,14 @@ def add_bench_flags(parser: Parser) -> None:
     add_refused_flags(parser)
     measurement = parser.get_group("measurement")
     measurement.add_argument(
-        "--batch", type=int, nargs="+", metavar="N", help="Measure batches of so many images (default: 1 and 8)."
+        "--batch", type=int, nargs="+", metavar="N", help="Measure batches of N images (default: 1 and 8)."
     )
     measurement.add_argument(
         "--images", nargs="+", metavar="IMAGE", help="Measure with these image files (default: random pixels)."
     )
-    measurement.add_argument("--rounds", type=int, metavar="N", help="Run each batch so many times (default: 20).")
+    measurement.add_argument("--rounds", type=int, metavar="N", help="Run each batch N times (default: 20).")
     measurement.add_argument(
-        "--threads", type=int, metavar="N", help="Give each network so many threads (default: one for each core)."
+        "--threads", type=int, metavar="N", help="Give each network N threads (default: one for each core)."
     )
     measurement.add_argument(
         "--processor-time",
@@ -102,7 +102,9 @@ def add_predict_flags(parser: Parser) -> None:
     )
     prediction = parser.get_group("prediction")
     prediction.add_argument("--precision", help=_PRECISION_HELP)
-    prediction.add_argument("--top", type=int, metavar="N", help="Print so many classes for each image (default: 5).")
+    prediction.add_argument(
+        "--top", type=int, metavar="N", help="Print the N most probable classes of each image (default: 5)."
+    )
     prediction.add_argument(
         "--index",
         metavar="KIND",
@@ -120,26 +122,26 @@ def add_predict_flags(parser: Parser) -> None:
         const="",
         metavar="ADDRESS",
         help="With --bundle, predict on the Ray cluster at ADDRESS, or on the one of this machine, which is started if "
-        "none runs. The flag stands behind SOURCE.",
+        "none runs. Give this flag after SOURCE.",
     )
     source.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="With --ray, start so many workers (default: as many as there is room for).",
+        help="With --ray, start N workers (default: as many as the cluster has room for).",
     )
     source.add_argument(
         "--cpus",
         type=int,
         metavar="N",
-        help="With --bundle, give a worker so many threads, which read images and run the network (default: one for "
+        help="With --bundle, give each worker N threads, which read images and run the network (default: one for "
         "each processor, or with --ray 1).",
     )
     source.add_argument(
         "--part-size",
         type=int,
         metavar="N",
-        help="With --bundle, write so many images into a Parquet file (default: 4096).",
+        help="With --bundle, write N images into each Parquet file (default: 4096).",
     )
     parser.add_argument("--config", action="append", dest="refused", help=argparse.SUPPRESS)
     add_set_flag(

@@ -1,4 +1,4 @@
-"""Flags of the command that writes the jobs of clusters."""
+"""Flags of the command that writes jobs for clusters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def add_launch_flags(parser: Parser) -> None:
         "arguments",
         nargs="+",
         metavar="COMMAND ...",
-        help="Command of ehm to run, behind --: train, finetune or tokenizer train, with --config and --out.",
+        help="Command of ehm to run, after --: train, finetune or tokenizer train, with --config and --out.",
     )
     add_refused_flags(parser)
     _add_job_flags(parser)
@@ -32,7 +32,7 @@ def add_launch_flags(parser: Parser) -> None:
 
 
 def _add_job_flags(parser: Parser) -> None:
-    """Add what a job of every cluster has."""
+    """Add the flags of jobs on every kind of cluster."""
     group = parser.get_group("job")
     group.add_argument(
         "--kind",
@@ -41,24 +41,24 @@ def _add_job_flags(parser: Parser) -> None:
         help="Write for this cluster: Slurm, Kubeflow Trainer v2 (a TrainJob), Kubeflow's training operator before it "
         "(a PyTorchJob), or Volcano.",
     )
-    group.add_argument("--nodes", type=int, metavar="N", help="Take so many machines (default: 1).")
+    group.add_argument("--nodes", type=int, metavar="N", help="Run on N machines (default: 1).")
     group.add_argument(
         "--min-nodes",
         type=int,
         metavar="N",
-        help="Start as soon as there are so many machines, with slurm and pytorchjob (default: the number of --nodes).",
+        help="Start as soon as N machines are available, with slurm and pytorchjob (default: the number of --nodes).",
     )
-    group.add_argument("--per-node", type=int, metavar="N", help="Take so many devices of a machine (default: 1).")
-    group.add_argument("--name", help="Call the job so (default: the last part of the command's --out).")
+    group.add_argument("--per-node", type=int, metavar="N", help="Use N devices of each machine (default: 1).")
+    group.add_argument("--name", help="Name of the job (default: the last part of the command's --out).")
     group.add_argument(
         "--cpus",
         type=int,
         metavar="N",
-        help="Request so many processors of a machine (default: with slurm all of them).",
+        help="Request N processors of each machine (default: with slurm all of them).",
     )
-    group.add_argument("--memory", metavar="SIZE", help="Request so much memory of a machine, for example 200Gi.")
+    group.add_argument("--memory", metavar="SIZE", help="Request this much memory of each machine, for example 200Gi.")
     group.add_argument(
-        "--restarts", type=int, metavar="N", help="Start processes that fail so often again (default: 3)."
+        "--restarts", type=int, metavar="N", help="Restart processes that fail up to N times (default: 3)."
     )
     group.add_argument("--queue", metavar="NAME", help="Submit to this partition of Slurm, or queue of Volcano.")
     group.add_argument(
@@ -78,7 +78,7 @@ def _add_container_flags(parser: Parser) -> None:
     """Add the flags of containers and of Kubernetes."""
     group = parser.get_group("containers and Kubernetes")
     group.add_argument(
-        "--image", help="Run this image of a container. It is optional with slurm, which needs pyxis for it."
+        "--image", help="Run in this container image. It is optional with slurm, which needs pyxis for it."
     )
     group.add_argument(
         "--volume",
@@ -88,19 +88,19 @@ def _add_container_flags(parser: Parser) -> None:
         "Kubernetes a PersistentVolumeClaim; :ro at the end forbids writing. Can be repeated.",
     )
     group.add_argument(
-        "--shm", metavar="SIZE", help="Give a container in Kubernetes so much shared memory (default: 16Gi)."
+        "--shm", metavar="SIZE", help="Give each container in Kubernetes this much shared memory (default: 16Gi)."
     )
     group.add_argument("--namespace", metavar="NAME", help="Use this namespace of Kubernetes.")
     group.add_argument(
         "--node-selector",
         action="append",
         metavar="KEY=VALUE",
-        help="Take machines with this label in Kubernetes. Can be repeated.",
+        help="Use only machines with this label in Kubernetes. Can be repeated.",
     )
 
 
 def _add_slurm_flags(parser: Parser) -> None:
-    """Add the flags of Slurm alone."""
+    """Add the flags that only Slurm has."""
     group = parser.get_group("Slurm")
     group.add_argument(
         "--time", metavar="LIMIT", help="Limit the time of a job, for example to 24:00:00; it then queues again."
@@ -116,5 +116,6 @@ def _add_slurm_flags(parser: Parser) -> None:
         "--setup",
         action="append",
         metavar="LINE",
-        help="Run this line of shell first in the job, for example '. /shared/venv/bin/activate'. Can be repeated.",
+        help="Run this shell command at the beginning of the job, for example '. /shared/venv/bin/activate'. Can be "
+        "repeated.",
     )

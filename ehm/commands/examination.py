@@ -1,4 +1,4 @@
-"""Flags of the commands that look at data, models, runs, configurations and machines."""
+"""Flags of the commands that examine data, models, runs, configurations and machines."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = [
 def add_data_flags(parser: Parser) -> None:
     """Add the flags of ``ehm data stats``."""
     parser.add_argument("action", choices=["stats"], help="Measure the images of a source.")
-    parser.add_argument("source", metavar="SOURCE", help="Images to measure, whatever data.source takes.")
+    parser.add_argument("source", metavar="SOURCE", help="Images to measure: anything that data.source takes.")
     add_set_flag(
         parser,
-        "Set how images are read, for example data.channels=7, data.depth=16 or data.workers=8 (default: as most "
-        "images are).",
+        "Set how images are read, for example data.channels=7, data.depth=16 or data.workers=8 (default: the channels "
+        "and depth of most images).",
     )
     add_out_flag(
         parser, "Write statistics.json, statistics.yaml and thumbnails.png into this folder (default: runs/data)."
@@ -56,7 +56,7 @@ def add_inspect_flags(parser: Parser) -> None:
         required=True,
         nargs="+",
         metavar="CHECKPOINT",
-        help=f"Look at this encoder: {CHECKPOINT_HELP}. Several can be named for distance and gradients.",
+        help=f"Inspect this encoder: {CHECKPOINT_HELP}. For distance and gradients there may be several.",
     )
     model.add_argument(
         "--balance",
@@ -129,7 +129,7 @@ def add_doctor_flags(parser: Parser) -> None:
     group = parser.get_group("examination")
     group.add_argument(
         "--device",
-        help="Examine this device alone; the exit status is 0 only if it can train (default: auto, any device).",
+        help="Examine only this device; the exit status is 0 only if it can train (default: auto, any device).",
     )
     group.add_argument(
         "--operators",
@@ -150,4 +150,4 @@ def add_verify_flags(parser: Parser) -> None:
     )
     add_device_flag(parser)
     add_out_flag(parser, "Write verify.json and verify.md into this folder (default: runs/verify).")
-    add_json_flag(parser, "Print what verify.json holds, and all else to standard error.")
+    add_json_flag(parser, "Print the contents of verify.json, and all else to standard error.")

@@ -104,7 +104,7 @@ first steps:
 
 
 def write_epilog(command: str) -> str:
-    """Return what stands at the end of the help of a command."""
+    """Return the end of a command's help: its examples and exit statuses."""
     lines = ["examples:"]
     lines += [f"  {example}" for example in EXAMPLES[command]]
     lines += ["", "exit status:"]

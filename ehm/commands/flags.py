@@ -49,7 +49,7 @@ def add_config_flags(parser: Parser) -> None:
 
 
 def add_set_flag(parser: Parser, text: str) -> None:
-    """Add ``--set``, which sets what the sentence ``text`` says."""
+    """Add ``--set``; the sentence ``text`` says what it sets."""
     parser.get_group(CONFIGURATION).add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -60,7 +60,7 @@ def add_set_flag(parser: Parser, text: str) -> None:
 
 
 def add_refused_flags(parser: Parser) -> None:
-    """Accept ``--config`` and ``--set`` for a command without settings, to explain instead of "unknown flag"."""
+    """Accept ``--config`` and ``--set`` for a command without settings, so that an error can explain them."""
     for flag in ("--config", "--set"):
         parser.add_argument(flag, action="append", dest="refused", help=argparse.SUPPRESS)
 
@@ -83,16 +83,16 @@ def add_resume_flag(parser: Parser) -> None:
 
 
 def add_json_flag(parser: Parser, text: str) -> None:
-    """Add ``--json`` to a command whose JSON has a form of its own, which ``text`` describes."""
+    """Add ``--json`` to a command with a JSON document of its own, which the help ``text`` describes."""
     parser.get_group(OUTPUT).add_argument("--json", action="store_true", help=text)
 
 
 def add_output_flags(parser: Parser, *, has_quiet: bool, has_json: bool) -> None:
-    """Add the flags that most commands have, behind those of their own."""
+    """Add the flags that most commands have, after those of their own."""
     group = parser.get_group(OUTPUT)
     if has_quiet:
         group.add_argument(
-            "-q", "--quiet", action="store_true", help="Print errors and the result alone, not what is done."
+            "-q", "--quiet", action="store_true", help="Print only errors and the result, not the progress."
         )
     if has_json:
         group.add_argument(

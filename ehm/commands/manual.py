@@ -1,4 +1,4 @@
-"""``ehm man``: manual pages in the language of ``man``, made of the parsers that ``--help`` prints."""
+"""``ehm man``: write manual pages for ``man`` from the parsers that also print ``--help``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ehm.storage.writing import write_text
 __all__ = ["write_manual"]
 
 _SECTION = "man1"
-"""The folder of manuals of commands below each folder of manuals."""
+"""The folder for section 1, user commands, in a folder of manual pages."""
 
 
 def write_manual(out: str | Path) -> Path:
@@ -83,21 +83,21 @@ def _describe_flag(action: argparse.Action) -> str:
 
 
 def _write_epilog(epilog: str) -> Iterator[str]:
-    """Yield the end of a help text: a line with a colon is a heading, and indented lines are kept as they are."""
-    is_kept = False
+    """Yield the end of a help text: a line that ends with a colon is a heading, and indented lines are not wrapped."""
+    is_verbatim = False
     for line in epilog.splitlines():
-        if is_kept != line.startswith("  "):
-            is_kept = not is_kept
-            yield ".nf" if is_kept else ".fi"
+        if is_verbatim != line.startswith("  "):
+            is_verbatim = not is_verbatim
+            yield ".nf" if is_verbatim else ".fi"
         if line.endswith(":"):
             yield f".SH {_escape(line.removesuffix(':').upper())}"
         elif line:
             yield _escape(line.strip())
-    if is_kept:
+    if is_verbatim:
         yield ".fi"
 
 
 def _escape(text: str) -> str:
-    """Return ``text`` so that it is printed as it is: hyphens of flags can be copied, and no line is an instruction."""
+    """Escape ``text``: hyphens are printed so that flags can be copied, and no line is taken for an instruction."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped

@@ -1,7 +1,7 @@
 """The parser of a command: flags in groups, examples at the end of the help, and errors of one sentence.
 
-An error names what is wrong and the nearest name that is known. ``KEY=VALUE`` stands for ``--set KEY=VALUE`` if the
-command has such a key (:mod:`ehm.commands.settings`).
+An error quotes the wrong word and the most similar one that is known. ``KEY=VALUE`` is short for ``--set KEY=VALUE`` if
+the command has such a key (:mod:`ehm.commands.settings`).
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ Group = argparse._ArgumentGroup
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Formats help: paragraphs are wrapped, indented lines, such as examples, stay as they are.
+    """Formats help: wraps paragraphs, but not indented lines, such as examples.
 
-    ``headings`` of the action that holds all commands are those of groups of commands, by the first of each.
+    In the help of ``ehm``, commands have headings: the attribute ``headings`` of the action with all commands maps the
+    first command of each group to its heading.
     """
 
     def _format_action(self, action: argparse.Action) -> str:
-        """Return a flag with its help; of all commands each under the heading of its group."""
+        """Return the help of a flag, or of all commands under the headings of their groups."""
         if not isinstance(action, argparse._SubParsersAction):
             return super()._format_action(action)
         headings = getattr(action, "headings", {})
@@ -51,7 +52,7 @@ class CommandParser(argparse.ArgumentParser):
     """A parser of ``ehm`` or of one of its commands."""
 
     def __init__(self, **options: Any) -> None:
-        # --help stands with the other flags of output, which are added last
+        # without --help, which add_help_flag adds later to the group of output flags
         super().__init__(formatter_class=_HelpFormatter, add_help=False, **options)
         self._positionals.title = "arguments"
 
@@ -87,25 +88,27 @@ class CommandParser(argparse.ArgumentParser):
         return options, unexpected
 
     def find_flag(self, word: str) -> argparse.Action | None:
-        """Return the flag that ``word`` names in full or by its first letters; None if it is no flag of the command."""
+        """Return the flag that ``word`` names in full or by its beginning; None if the command has no such flag."""
         if not word.startswith("-"):
             return None
         name = word.partition("=")[0]
         if name in self._option_string_actions:
             return self._option_string_actions[name]
-        begun = {known for known in self._option_string_actions if name.startswith("--") and known.startswith(name)}
-        # argparse itself says which flags an ambiguous beginning may mean
-        return self._option_string_actions[min(begun)] if begun else None
+        if not name.startswith("--"):
+            return None
+        candidates = [flag for flag in self._option_string_actions if flag.startswith(name)]
+        # any of them: if the beginning is ambiguous, argparse itself reports the error
+        return self._option_string_actions[min(candidates)] if candidates else None
 
     def error(self, message: str, advice: str = "") -> NoReturn:
         """Exit with status 2 and one sentence; ``advice`` says where to read more, by default in the help."""
-        # argparse begins with the word "argument" what is wrong with one
+        # argparse begins messages about an argument with this word
         sentence = message.removeprefix("argument ")
         advice = advice or f"{self.prog} --help explains the command"
         self.exit(2, f"{self.prog}: {sentence}; {advice}\n")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
-        """Raise ArgumentError if ``value`` is none of the choices, and name the nearest."""
+        """Raise ArgumentError, which names the most similar choice, if ``value`` is none of the choices."""
         if action.choices is None or value in action.choices:
             return
         choices = [str(choice) for choice in action.choices]
@@ -150,7 +153,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _describe_argument(action: argparse.Action) -> str:
-    """Return an argument as usage shows it, for example ``IMAGE [IMAGE ...]``."""
+    """Return an argument in the form of usage messages, for example ``IMAGE [IMAGE ...]``."""
     name = str(action.metavar or action.dest.upper())
     if action.choices is not None and action.metavar is None:
         name = "|".join(map(str, action.choices))

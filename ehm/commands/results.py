@@ -1,4 +1,4 @@
-"""The result of a command: one JSON document for ``--json``, and what ``--quiet`` leaves of the output."""
+"""Print the result of a command: as one JSON document for ``--json``, or as its place for ``--quiet``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def print_json(result: Any) -> None:
 
 
 def print_place(result: Any) -> None:
-    """Print where a result is, a path on a line; of a result without files, its figures."""
+    """Print the paths of a result, one on a line, or if it has no files, its figures."""
     if isinstance(result, Path):
         print_line(str(result))
     elif _is_paths(result):

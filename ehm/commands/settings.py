@@ -1,8 +1,8 @@
 """Settings of the configuration on the command line without ``--set``: ``ehm train optim.epochs=10``.
 
 A word is a setting if the part before its first ``=`` is a key, or a section, of the command's configuration, and if it
-is not the value of a flag. Where a command takes files or runs as arguments, a word that names an existing file or
-folder is one of these; ``./seed=1`` is never a setting. Words behind ``--`` are left alone.
+is not the value of a flag. If a command takes files or runs as arguments, a word that names an existing file or folder
+is not a setting; nor is ``./seed=1``. Words after ``--`` are not changed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ __all__ = ["describe_unknown_setting", "gather_settings"]
 
 
 def gather_settings(words: Sequence[str], parser: CommandParser) -> list[str]:
-    """Return the ``words`` of a command line with all settings in front, as ``--set=KEY=VALUE`` in their order.
+    """Move all settings in the ``words`` of a command line to the front, as ``--set=KEY=VALUE`` in the same order.
 
-    Between the files that a command takes, argparse would not accept them.
+    argparse would not accept them between the files that a command takes.
     """
     end = words.index("--") if "--" in words else len(words)
     takes_files = any(not action.option_strings and action.choices is None for action in parser._actions)
@@ -44,7 +44,7 @@ def gather_settings(words: Sequence[str], parser: CommandParser) -> list[str]:
 
 
 def _count_words(words: Sequence[str], parser: CommandParser) -> int:
-    """Return how many of the first words belong together: a flag and its values, or one other word."""
+    """Return the number of words that belong to the first one: a flag and its values, or a single other word."""
     flag = parser.find_flag(words[0])
     if flag is None or "=" in words[0] or flag.nargs == 0:
         return 1
@@ -57,7 +57,7 @@ def _count_words(words: Sequence[str], parser: CommandParser) -> int:
 
 
 def describe_unknown_setting(word: str, prog: str) -> str:
-    """Return the sentence that the key of a word is none of the command's, with the key that may be meant."""
+    """Return the message for a setting whose key the command does not have, with the most similar key."""
     key = word.partition("=")[0]
     return f"{word}: no such key{suggest_path(key, _list_keys(prog))}"
 

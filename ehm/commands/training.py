@@ -56,7 +56,7 @@ def add_probe_flags(parser: Parser) -> None:
     parser.get_group("measurement").add_argument(
         "--only",
         metavar="FIGURES",
-        help="Measure these alone, separated by commas: knn, linear, rankme. Knn and rankme train nothing, and rankme "
+        help="Measure only these, separated by commas: knn, linear, rankme. Knn and rankme train nothing, and rankme "
         "needs no labels (default: all).",
     )
 
@@ -86,8 +86,8 @@ def add_compare_flags(parser: Parser) -> None:
         nargs="*",
         metavar="ENCODER",
         default=argparse.SUPPRESS,
-        help=f"Encoder to compare, the first with all others: {CHECKPOINT_HELP}, hf:OWNER/NAME, or scratch for the "
-        "first one's architecture with random weights.",
+        help=f"Encoders to compare with the first of them: {CHECKPOINT_HELP}, hf:OWNER/NAME, or scratch for the "
+        "architecture of the first with random weights.",
     )
     measurement = parser.get_group("measurement of encoders")
     measurement.add_argument(
@@ -111,19 +111,19 @@ def add_compare_flags(parser: Parser) -> None:
         help="Instead of comparing encoders, train and compare the arms of this study: a YAML file, or a name that ehm "
         "configs lists.",
     )
-    study.add_argument("--arms", nargs="+", metavar="NAME", help="With --train, take these arms only.")
-    study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="With --train, take these seeds only.")
+    study.add_argument("--arms", nargs="+", metavar="NAME", help="With --train, only train and compare these arms.")
+    study.add_argument("--seeds", nargs="+", type=int, metavar="N", help="With --train, only train with these seeds.")
     study.add_argument(
         "--jobs",
         type=int,
         metavar="N",
-        help="With --train, train so many runs side by side (default: one a core or an accelerator).",
+        help="With --train, train N runs side by side (default: one on each core or accelerator).",
     )
     study.add_argument(
         "--results",
         nargs="+",
         metavar="FILE",
-        help="With --train, take these results.csv of other machines, whose runs are not trained again.",
+        help="With --train, use the results in these files results.csv from other machines instead of training again.",
     )
     study.add_argument(
         "--measure-only",

@@ -1,7 +1,7 @@
-"""The base of all tasks: to train one, to measure its model, and to open a checkpoint of it.
+"""The base classes of all tasks: :class:`Task` trains a model, and :class:`Evaluation` measures it.
 
 A task is a folder: ``task.py`` has a subclass of :class:`Task` and one of :class:`Evaluation`, and ``metrics.py`` a
-report. A row of :mod:`ehm.tasks.registry` makes it known to the commands.
+report. An entry in :mod:`ehm.tasks.registry` makes it known to the commands.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ R_co = TypeVar("R_co", bound=Report, covariant=True)
 class Evaluation(ABC, Generic[R_co]):
     """A model and the images of ``subset`` that it is measured on, during its training or later.
 
-    ``loader`` reads this process's share of them. ``source_name`` is the name of their source, and ``unit`` says what
-    is counted.
+    ``loader`` reads this process's share of them. ``source_name`` is the name of their source, and ``unit`` the plural
+    of the word for what is measured, for messages.
     """
 
     unit: ClassVar[str] = "images"
@@ -50,30 +50,32 @@ class Evaluation(ABC, Generic[R_co]):
         """Measure the model, with a progress bar if there is a ``title``; all processes call this."""
 
     def draw(self, folder: Path) -> None:
-        """Write pictures of results into ``folder``, after the measurement; most tasks have none."""
+        """Write pictures of the results of the last measurement into ``folder``; most tasks have none."""
 
     def write_predictions(self, folder: Path) -> None:
         """Write the answer for each image of the last measurement into ``folder``; most tasks have no such file."""
 
     def close(self) -> None:
-        """End what reads images."""
+        """Stop the workers that read images."""
         self.loader.close()
 
 
 class Task(ABC, Generic[C, R]):
-    """Training for a task, as :func:`ehm.training.supervised.train_task` runs it.
+    """A model, the images that it is trained and measured on, and the step that trains it.
 
-    A subclass opens its images, calls this constructor, and then sets what is declared here: ``headline`` says what is
-    trained, and ``class_counts`` are lines that say how often each class occurs in ``train``. ``val_name`` names the
-    images to measure on, if they are not those of ``data.source``; checkpoints keep ``data`` of all images.
+    :func:`ehm.training.supervised.train_task` is the training loop. The constructor of a subclass opens its images,
+    calls this constructor with them, and then sets the attributes that are declared here: ``headline`` describes the
+    training in a line, and ``class_counts`` are lines on how often each class occurs in ``train``. ``val_name`` is the
+    name of the images to measure on if they are not from ``data.source``. Checkpoints keep the attribute ``data``: the
+    identities of all images.
     """
 
     measured_keys: ClassVar[tuple[str, ...]] = ()
-    """Keys of the configuration that say how the model is measured, besides those of all tasks."""
+    """Keys of the configuration that set how the model is measured, in addition to those of all tasks."""
     unit: ClassVar[str] = "images"
-    """The name, in the plural, of what the task trains and measures on."""
+    """The plural of the word for a sample, for messages."""
     labels: ClassVar[str] = "labels"
-    """The name, in the plural, of what belongs to these and is learned."""
+    """The plural of the word for what is learned of a sample, for messages."""
 
     headline: str
     learner: TaskLearner
@@ -96,16 +98,16 @@ class Task(ABC, Generic[C, R]):
         self.processes = backend.processes
         self.train = train
         self.classes: tuple[str, ...] = train.source.classes if classes is None else classes
-        # before anything expensive: this compares the images with those of the checkpoint, and may refuse them
+        # before the subclass creates the learner, because images that differ from the checkpoint's are an error
         self.data = remember_images(config, train, val, self.classes, start, self.processes, self.unit, self.labels)
         self.val = leave_out_first_weights(val, self.data, config, self.processes, val_name)
         self.learner_config = config
         self._start = start
-        if start is not None:  # a resumed run needs nothing but its checkpoint
-            self.learner_config = _begin_with(config, start.folder)
+        if start is not None:  # a resumed run needs only its checkpoint: the first weights may be gone
+            self.learner_config = _replace_init(config, start.folder)
 
     def take_first_weights(self) -> Weights | None:
-        """Return the weights that the learner begins with if they were opened already: those of a resumed run."""
+        """Return the weights of the checkpoint that a resumed run has opened already; None for a new run."""
         if self._start is None:
             return None
         return take_weights(self._start)
@@ -117,21 +119,21 @@ class Task(ABC, Generic[C, R]):
 
     @property
     def config_to_keep(self) -> dict[str, Any]:
-        """The configuration as JSON, as checkpoints keep it."""
+        """The configuration that checkpoints keep, as JSON."""
         return self.config.model_dump(mode="json")
 
     @property
     def more_metadata(self) -> dict[str, Any]:
-        """Plain values that a checkpoint keeps besides those of all tasks."""
+        """Metadata of its checkpoints, in addition to those of all tasks."""
         return {}
 
     @property
     def unreadable(self) -> Mapping[str, str]:
-        """Files that could not be read, and why."""
+        """Files that could not be read, with the reasons."""
         return self.loader.unreadable | self.evaluation.loader.unreadable
 
     def prepare_folder(self, folder: Path) -> tuple[str, ...]:
-        """Prepare what needs the folder of the run, before the first step; return lines that say so."""
+        """Prepare what needs the folder of the run, before the first step; return lines about it to print."""
         return ()
 
     @abstractmethod
@@ -139,25 +141,26 @@ class Task(ABC, Generic[C, R]):
         """Take an optimiser step on a batch of ``loader``; ``loss`` is among the metrics."""
 
     def measure(self) -> R:
-        """Measure ``learner`` on ``val``; every process calls this."""
+        """Measure ``learner`` on ``val``; all processes call this."""
         return self.evaluation.measure()
 
     def close(self) -> None:
-        """End what reads images."""
+        """Stop the workers that read images."""
         self.loader.close()
         self.evaluation.close()
 
     @classmethod
     @abstractmethod
     def open_source(cls, config: C, split: Split) -> Source:
-        """Open the images that ``config`` names: their part ``split``, or all if they have no parts."""
+        """Open the part ``split`` of the images that ``config`` names, or all of them if they have no parts."""
 
     @classmethod
     @abstractmethod
     def divide_source(cls, config: C, source: Source) -> tuple[Subset[Any], Subset[Any]]:
-        """Return the images to train on and those to measure on, if ``source`` was opened to train on.
+        """Return the images to train on and those to measure on, given the ``source`` that was opened for training.
 
-        They are the parts of the source, or all folds but one and that one.
+        They are the training and the validation part of the source, or if it has no parts, all folds but one, and that
+        one.
         """
 
     @classmethod
@@ -172,14 +175,14 @@ class Task(ABC, Generic[C, R]):
     ) -> Evaluation[R]:
         """Prepare to measure the model of ``checkpoint`` on the images that ``config`` and ``overrides`` name.
 
-        Those are by default what the training held out. Raises DataError if they do not fit the model.
+        By default these are the images that the training held out. Raises DataError if images do not fit the model.
         """
 
     @classmethod
     def open_untrained(
         cls, init: str, backend: Backend, config: str | Path | None, overrides: Sequence[str]
     ) -> Evaluation[R]:
-        """Prepare to measure the encoder ``init`` as it is, if that is possible without training for the task."""
+        """Prepare to measure the encoder ``init`` without training; only for tasks with ``measures_untrained``."""
         raise NotImplementedError
 
     @classmethod
@@ -196,7 +199,8 @@ class Task(ABC, Generic[C, R]):
         )
 
 
-def _begin_with(config: C, start: Path) -> C:
+def _replace_init(config: C, start: Path) -> C:
+    """Return ``config`` with the checkpoint ``start`` as its first weights."""
     return config.model_copy(update={"model": config.model.model_copy(update={"init": str(start)})})
 
 
@@ -207,27 +211,28 @@ def merge_config(
     overrides: Sequence[str],
     measured_keys: Sequence[str] = (),
 ) -> C:
-    """Return the configuration of ``checkpoint`` with the images, folds and batches of ``config`` and ``overrides``.
+    """Return the configuration for a measurement: the model of ``checkpoint``, and the images of ``config``.
 
-    The model is always the checkpoint's, and its images are prepared as in its training unless something else is
-    given. The weights that it began with are not needed. ``measured_keys`` are further keys of the task that say how
-    it is measured. Raises ConfigError if those do not go with the checkpoint.
+    From ``config`` (the stored configuration if None) with ``overrides`` come the images and their preparation, the
+    folds, the batches and ``measured_keys``, keys of the task that set how it is measured; all else comes from the
+    checkpoint. Raises ConfigError if the keys do not go with the model.
     """
     stored = checkpoint.metadata["config"]
     given = load_config(kind, config or stored, overrides)
     given_values = given.model_dump()
     changed = {key: given_values[key] for key in measured_keys}
-    # loaded again, so that keys which do not go together are an error
+    # validated again, so that keys which contradict each other are an error
     own = load_config(kind, {**stored, **changed})
-    # the weights are those of a plain network, of which nothing learns now: any backend can measure it
+    # checkpoints hold the weights of a plain network: a frozen part or LoRA only matters to training, and not every
+    # backend has them
     plain = {"model": own.model.model_copy(update={"freeze": 0}), "lora": LoraConfig()}
     own = own.model_copy(update=plain)
-    own = _begin_with(own, checkpoint.folder)
-    # an average is the checkpoint's parameters already
+    own = _replace_init(own, checkpoint.folder)
+    # if there was a moving average, the parameters in the checkpoint are the average
     optim = given.optim.model_copy(update={"ema_decay": None})
     return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": optim})
 
 
 def load_learner(learner: TaskLearner, checkpoint: Checkpoint) -> None:
-    """Load the weights of ``checkpoint``, without the state of the optimiser, which measuring does not need."""
+    """Load the weights of ``checkpoint`` without the state of the optimiser, which a measurement does not need."""
     learner.load(LearnerState(checkpoint.model, {}))

@@ -1,4 +1,4 @@
-"""The table of classes in a report: all of few classes, and the worst of many."""
+"""The table of classes in a report: all classes if they are few, otherwise the worst ones."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from rich.table import Table
 __all__ = ["MOST_CLASSES", "make_class_table"]
 
 MOST_CLASSES = 20
-"""Classes that are listed, at most."""
+"""Classes in a table, at most."""
 
 
 def make_class_table(
     classes: Sequence[str], columns: Mapping[str, Sequence[str]], worst_first: Sequence[int], figure: str
 ) -> Table:
-    """Return a table with a row a class and a column for each of ``columns``, whose values are in the classes' order.
+    """Return a table with a row for each class and a column for each of ``columns``, with values in class order.
 
-    Of more than 20 classes only the first 20 of ``worst_first`` are listed: those whose ``figure`` is lowest.
+    If there are more than 20 classes, it has the first 20 of ``worst_first``: the numbers of the classes, the one with
+    the lowest ``figure`` first.
     """
-    # few classes keep their own order, in which a reader looks for them
+    # few classes stay in their own order, which readers know
     if len(classes) <= MOST_CLASSES:
         table = Table()
         listed: Sequence[int] = range(len(classes))

@@ -1,4 +1,4 @@
-"""The classes of a source: how often each occurs in what is trained on, and whether a model knows it."""
+"""The classes of a source: count how often each occurs in the training images, and compare them with a model's."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ __all__ = [
 ]
 
 LISTED = 12
-"""Classes that are listed one by one; of more, only the rarest are."""
+"""Classes that are listed one by one, at most; if there are more, only the rarest are listed."""
 RAREST = 5
+"""Rarest classes that are listed then."""
 _SHOWN_CLASSES = 5
 ALLOW = "data.allow_empty_classes=true trains without them"
+"""The end of messages about classes without any image."""
 
 
 def require_known_classes(classes: Sequence[str], known: Sequence[str], source_name: str, model: str) -> None:
@@ -47,22 +49,22 @@ def require_known_classes(classes: Sequence[str], known: Sequence[str], source_n
 
 
 def number_classes(classes: Sequence[str], known: Sequence[str], source_name: str, model: str) -> NDArray[np.int64]:
-    """Return the model's number of each of a source's ``classes``, matched by name; DataError if it misses one."""
+    """Return the number that the model gives to each of a source's ``classes``; DataError if it lacks one of them."""
     require_known_classes(classes, known, source_name, model)
     return np.array(list(map(known.index, classes)), dtype=np.int64)
 
 
 def count_labels(train: Subset[Any], config: SourceConfig, trained: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Return lines that say how many images of each class ``train`` has; DataError if a named class has none.
+    """Return lines on how many images of each class ``train`` has; DataError if a named class has none.
 
-    ``trained`` are the classes that are to be learnt, by default all of the source. Classes that are numbers (of
-    shards) have no names, and may be missing: a line says so.
+    ``trained`` are the classes to learn, by default all of the source. Classes of shards are numbers and have no names:
+    if one has no images, this is not an error, and a line says so.
     """
     source = train.source
     classes = source.classes if trained is None else tuple(trained)
     count_of = dict(zip(source.classes, np.bincount(train.labels, minlength=len(source.classes)), strict=True))
     counts = np.array([count_of[name] for name in classes], np.int64)
-    if isinstance(source, FileSource):  # somebody has named its classes, by folders or in a table
+    if isinstance(source, FileSource):  # its classes have names, from folders or from a table
         if source.empty_classes and not config.allow_empty_classes:
             names = list_names([f"{name}/" for name in source.empty_classes])
             raise DataError(
@@ -76,9 +78,9 @@ def count_labels(train: Subset[Any], config: SourceConfig, trained: Sequence[str
 def count_targets(
     train: Subset[Any], targets: NDArray[np.bool_], config: SourceConfig, classes: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return lines that say how many images to train on have each label; DataError if none has one of them.
+    """Return lines on how many training images have each label; DataError if a label occurs in none of them.
 
-    ``targets`` (n, C) are those of all images of the source.
+    ``targets`` (n, C) are the labels of all images of the source.
     """
     counts = targets[train.indices].sum(axis=0)
     _require_every_class(classes, counts, "image", train, config)
@@ -86,11 +88,11 @@ def count_targets(
 
 
 def count_objects(train: Subset[CocoSource], config: SourceConfig) -> tuple[str, ...]:
-    """Return lines that say how many objects of each class ``train`` has to learn from; DataError if one has none."""
+    """Return lines on how many objects of each class ``train`` has to learn from; DataError if a class has none."""
     source = train.source
     counts = np.zeros(len(source.classes), np.int64)
     for index in train.indices.tolist():
-        for row in source.trainable_objects(index):  # crowds and boxes without area teach nothing
+        for row in source.trainable_objects(index):  # without crowds and boxes without area
             counts[source.numbers[row["category_id"]]] += 1
     _require_every_class(source.classes, counts, "object", train, config)
     return _describe_all("objects of each class to train on", source.classes, counts)
@@ -99,16 +101,16 @@ def count_objects(train: Subset[CocoSource], config: SourceConfig) -> tuple[str,
 def describe_masks(
     train: Subset[PairSource], train_counts: MaskCounts, classes: Sequence[str], config: SourceConfig
 ) -> tuple[str, ...]:
-    """Return lines with the images that each class is in and its share of the pixels; DataError if one has none.
+    """Return lines on the number of images of each class and its share of the pixels; DataError if a class has none.
 
-    ADE20K's classes are those of the benchmark, and classes without names are numbers: these may be missing.
+    It is not an error for ADE20K, whose classes are fixed by the benchmark, nor for classes that have no names.
     """
     source = train.source
     pixels = train_counts.pixels[: len(classes)]
-    # ADE20K ignores 0, and its 150 classes are the benchmark's, whatever a part of its images holds
+    # masks that ignore 0 are ADE20K's: a part of its images need not have all of the benchmark's 150 classes
     if source.named and not source.zero_ignored:
         _require_every_class(classes, pixels, "pixel", train, config)
-    total = max(1, int(train_counts.pixels.sum()))  # 1 for masks that ignore everything
+    total = max(1, int(train_counts.pixels.sum()))  # masks may ignore all pixels
     shares = []
     for number, name in enumerate(classes):
         shares.append(f"{escape_unprintable(name)} {train_counts.masks[number]:,}, {pixels[number] / total:.2%}")
@@ -127,7 +129,7 @@ def describe_masks(
 
 
 def describe_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
-    """Return the count of each class, or of many classes the range and the rarest."""
+    """Return the count of each class; if there are many classes, the range of counts and the rarest classes."""
     each = []
     for name, count in zip(classes, counts, strict=True):
         each.append(f"{escape_unprintable(name)} {count:,}")
@@ -138,7 +140,7 @@ def describe_counts(classes: Sequence[str], counts: Sequence[int]) -> str:
 
 
 def _select_rarest(texts: Sequence[str], counts: NDArray[np.int64]) -> list[str]:
-    # stable: of equally rare classes the first ones are taken
+    # stable, so that of equally rare classes the first ones are taken
     rarest = np.argsort(counts, kind="stable")[:RAREST].tolist()
     return [texts[number] for number in rarest]
 
@@ -158,18 +160,18 @@ def _find_absent(classes: Sequence[str], counts: NDArray[np.int64]) -> list[str]
 def _require_every_class(
     classes: Sequence[str],
     counts: NDArray[np.int64],
-    what: str,
+    unit: str,
     train: Subset[Any],
     config: SourceConfig,
 ) -> None:
-    """Raise DataError if a class that somebody named has nothing to learn from; the network would never answer it."""
+    """Raise DataError if a named class has nothing to learn from: the network would never predict it."""
     absent = _find_absent(classes, counts)
     if not absent or config.allow_empty_classes:
         return
     several = "classes" if len(absent) > 1 else "class"
-    # a rare class may lie in the fold alone, in which case another fold would do
+    # all images of a rare class may be in the held-out fold
     held_out = "; what is held out (fold) may hold them" if train.selected is not None else ""
     raise DataError(
-        f"data.source {config.source}: {several} {list_names(absent)} without any {what} to train on ({train.title})"
+        f"data.source {config.source}: {several} {list_names(absent)} without any {unit} to train on ({train.title})"
         f"{held_out}; add some or remove the name; {ALLOW}"
     )

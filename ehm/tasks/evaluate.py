@@ -1,4 +1,4 @@
-"""Measure what a task has trained, on images that it has not seen."""
+"""``ehm evaluate``: measure the model of a task on images that it was not trained on."""
 
 from __future__ import annotations
 
@@ -29,21 +29,22 @@ def evaluate(
     overrides: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> Any:
-    """Measure the classifier, or other task's model, that ``checkpoint`` (a run's folder or a checkpoint) holds.
+    """Measure the model in ``checkpoint``, the folder of a run of ``ehm finetune`` or one of its checkpoints.
 
-    It is measured on the images that its training held out; or, if ``config`` or ``overrides`` name other images, on
-    the validation part of those, or on all of them if they have no parts. Images are known by their names, sizes and
-    bytes, wherever they lie: those that the training saw are counted and left out. The model's settings are always the
-    checkpoint's. ``task="retrieval"`` measures an encoder without any training for the task: a run of ``ehm train``, a
-    file of weights or ``timm:NAME``.
+    It is measured on the images that its training held out. If ``config`` or ``overrides`` name other images, it is
+    measured on their validation part, or on all of them if they have no parts. Images that the model was trained on are
+    recognised by their contents or names, counted and left out, wherever their files are now. The settings of the model
+    always come from the checkpoint. With ``task="retrieval"``, ``checkpoint`` is an encoder that is measured without
+    training for the task: a run of ``ehm train``, a file of weights or ``timm:NAME``.
 
-    With ``out`` the report goes to ``out/metrics.json``, and what a task draws beside it. The report is that of the
-    task, for example :class:`ehm.tasks.classification.metrics.ClassificationReport`.
-    Raises CheckpointError if no task's model is there, DataError if the images do not fit it or were all trained on.
+    Returns the report of the task, for example :class:`ehm.tasks.classification.metrics.ClassificationReport`. With
+    ``out`` it is also written to ``out/metrics.json``, together with the pictures that the task draws. Raises
+    CheckpointError if ``checkpoint`` has no model of a task, and DataError if the images do not fit the model or if it
+    was trained on all of them.
     """
     backend = backends.get(device)
     processes = backend.processes
-    connect_processes(processes)  # first, so that only one of them prints
+    connect_processes(processes)  # before anything is printed, because it silences all processes but one
     if task is None:
         evaluation = _open_trained(checkpoint, backend, config, overrides)
     else:
@@ -54,13 +55,13 @@ def evaluate(
     )
     for note in (*subset.source.notes, *describe_depths(subset.source)):
         console.print(f"  {note}")
-    try:  # workers end also if the measurement fails
+    try:  # stops the workers even if the measurement fails
         report = evaluation.measure("evaluate")
     finally:
         evaluation.close()
     report.show()
     print_unreadable(evaluation.loader.unreadable, processes)
-    # all processes have the same report; one writes it
+    # all processes have the same report
     if out is not None and processes.rank == 0:
         values = {"checkpoint": str(checkpoint), "source": evaluation.source_name, "part": subset.title}
         path = write_json(Path(out) / "metrics.json", {**values, **report.to_json()})

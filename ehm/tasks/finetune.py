@@ -1,4 +1,4 @@
-"""Fine-tuning an encoder for a task."""
+"""``ehm finetune``: fine-tune an encoder for a task."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ehm.training.supervised import TaskResult, train_task
 __all__ = ["finetune"]
 
 DEFAULT_OUT = Path("runs/finetune")
-_DEFAULT_TASK = next(iter(TASKS))
+_DEFAULT_TASK = "classification"
 
 
 def finetune(
@@ -28,28 +28,28 @@ def finetune(
     out: str | Path | None = None,
     resume: bool = False,
 ) -> TaskResult[Any]:
-    """Train for a task as ``config`` says (a file, the name of a shipped one, or an object).
+    """Train for a task with the configuration ``config``: a file, the name of a shipped one, or an object.
 
-    ``task`` is ``classification`` or another of :data:`ehm.tasks.registry.TASKS`; left out, it is the one that
-    ``config`` names, classification if none. Without ``config`` the task's own is taken, for classification ELPV's.
-    ``overrides`` are ``key=value`` strings, as ``--set`` takes them. With ``resume`` the newest complete checkpoint in
-    ``out`` is continued and ends with the weights of a run that was never stopped. Raises EhmError on bad input and
+    ``task`` is a name in :data:`ehm.tasks.registry.TASKS`, by default the one that ``config`` names, or classification
+    if it names none. Without ``config`` the shipped recipe of the task is taken; for classification it is ELPV's.
+    ``overrides`` are ``key=value`` strings, as for ``--set``. ``resume`` continues from the newest complete checkpoint
+    in ``out``, and ends with the same weights as a run that was not stopped. Raises EhmError on bad input and
     TrainingError if the loss is not finite.
     """
     folder = Path(out or DEFAULT_OUT)
-    # the task decides which configuration is read, so that it is found out first
+    # the task comes first, because each task has a configuration class of its own
     entry = TASKS[_choose_task(task, config, folder, resume)]
     run = open_run(entry.config, entry.recipe, config, overrides, device, folder, resume=resume)
     with run.explain_write_errors():
-        # only the subclass knows how a task is made from its configuration
+        # Any, because Task does not declare the constructor that its subclasses have
         task_class: Any = entry.load_class()
         return train_task(task_class(run.config, run.backend, run.start), run, title="finetune")
 
 
-def _choose_task(asked: str | None, config: TaskConfig | str | Path | None, folder: Path, resume: bool) -> str:
-    """Return the task that the caller asked for, or that the configuration names; ConfigError if they disagree."""
+def _choose_task(requested: str | None, config: TaskConfig | str | Path | None, folder: Path, resume: bool) -> str:
+    """Return the ``requested`` task, or else that of the configuration; raises ConfigError if they disagree."""
     configured = _read_task(config, folder, resume)
-    name = asked or configured or _DEFAULT_TASK
+    name = requested or configured or _DEFAULT_TASK
     if name not in TASKS:
         raise ConfigError(f"task {name}: should be one of {', '.join(TASKS)}{suggest(name, TASKS)}")
     if configured not in (None, name):
@@ -58,11 +58,11 @@ def _choose_task(asked: str | None, config: TaskConfig | str | Path | None, fold
 
 
 def _read_task(config: TaskConfig | str | Path | None, folder: Path, resume: bool) -> str | None:
-    """Return the task of a configuration, or of the one that a resumed run keeps; None if there is none."""
+    """Return the task of a configuration, or of the stored one of a resumed run; None if there is no configuration."""
     if isinstance(config, TaskConfig):
         return config.task
     stored = folder / CONFIG_FILE
-    # without the file open_run says that there is no run
+    # if the file is missing, open_run raises the error
     if config is None and resume and stored.is_file():
         config = stored
     if config is None:

@@ -1,4 +1,4 @@
-"""A fold of a source that is held out, if it has no validation part of its own."""
+"""Hold out a fold of a source that has no validation part of its own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["describe_fold", "divide_by_fold", "draw_folds", "require_same_classe
 
 S = TypeVar("S", bound=Source)
 _SEED = 0
-"""Folds are the same whatever ``run.seed``, so that runs with several seeds compare."""
+"""Not ``run.seed``, so that runs with different seeds are measured on the same images."""
 
 
 def stratify(labels: ArrayLike, config: TaskConfig) -> NDArray[np.int64]:
-    """Return the fold of each image (n,), each with about equally many images of each class: ``labels`` (n,)."""
+    """Return the fold of each image (n,); all folds have about as many images of each class in ``labels`` (n,)."""
     try:
         return stratified_folds(labels, config.folds, seed=_SEED)
     except ValueError as error:
@@ -29,16 +29,19 @@ def stratify(labels: ArrayLike, config: TaskConfig) -> NDArray[np.int64]:
 
 
 def stratify_source(source: Source, labels: NDArray[np.int64] | None, config: TaskConfig) -> NDArray[np.int64]:
-    """Return the fold of each image of ``source`` (n,), stratified by ``labels`` (n,); None takes its several labels.
+    """Return the fold of each image of ``source`` (n,), stratified by ``labels`` (n,).
 
-    A group of a table stays in one fold. Without groups, several labels are stratified by their combinations.
+    ``labels`` is None if images have several labels; folds are then stratified by the combinations of labels. Images
+    of one group of a table are never in two folds.
     """
     targets = find_targets(source)
     groups = find_groups(source)
     if labels is None:
         assert targets is not None
-        counts = np.column_stack([targets, np.ones(len(targets), bool)])  # and the images, so that folds are of a size
-        labels = np.unique(np.packbits(targets, axis=1), axis=0, return_inverse=True)[1].ravel()
+        # with a column of ones, so that folds are also of about equal size
+        counts = np.column_stack([targets, np.ones(len(targets), bool)])
+        combinations = np.packbits(targets, axis=1)
+        labels = np.unique(combinations, axis=0, return_inverse=True)[1].ravel()
     else:
         counts = labels[:, None] == np.arange(len(source.classes))
     if groups is None:
@@ -51,7 +54,7 @@ def stratify_source(source: Source, labels: NDArray[np.int64] | None, config: Ta
 
 def draw_folds(count: int, config: TaskConfig) -> NDArray[np.int64]:
     """Return the fold of each of ``count`` images or classes, drawn at random."""
-    # dealt out after a shuffle, so that folds differ in size by one at most
+    # the remainders of a permutation, so that sizes of folds differ by one at most
     return np.random.default_rng(_SEED).permutation(count) % config.folds
 
 
@@ -63,12 +66,12 @@ def describe_fold(config: TaskConfig) -> str:
 def divide_by_fold(
     source: S, fold_of: NDArray[np.int64], config: TaskConfig, trainable: NDArray[np.bool_] | None = None
 ) -> tuple[Subset[S], Subset[S]]:
-    """Return the images of all folds but ``config.fold``, to train on, and those of it, to measure on.
+    """Return the images to train on, of all folds but ``config.fold``, and the images of that fold, to measure on.
 
-    Of the former only ``trainable`` ones (n,) are taken, all if left out.
+    With the mask ``trainable`` (n,), only the images in it are trained on.
     """
     is_held_out = fold_of == config.fold
-    # what is not trainable is measured all the same: an image without objects shows false detections
+    # images that are not trainable are measured: an image without objects shows false detections
     is_trained = ~is_held_out
     if trainable is not None:
         is_trained &= trainable
@@ -78,6 +81,6 @@ def divide_by_fold(
 
 
 def require_same_classes(train: Source, val: Source, source_name: str, what: str = "classes") -> None:
-    """Raise DataError if the two parts of a source have other classes, or have them in another order."""
+    """Raise DataError if the two parts of a source differ in their classes or in the order of these."""
     if val.classes != train.classes:
         raise DataError(f"data.source {source_name}: train and val do not have the same {what}")

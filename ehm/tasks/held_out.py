@@ -1,4 +1,8 @@
-"""Keep what a model is measured on apart from what it was trained on, wherever the images lie."""
+"""Keep the images that a model is measured on apart from those that it was trained on.
+
+Images are compared by their contents or names (:mod:`ehm.training.training_data`), so that it does not matter where
+their files are.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +52,10 @@ def remember_images(
     unit: str = "images",
     labels: str = "labels",
 ) -> TrainingData:
-    """Return what the checkpoints of a run are going to keep of the images that it trains on.
+    """Return the identities of the images of a run, which its checkpoints keep.
 
-    A run that is resumed from ``start`` must have the same images and ``classes`` as before; raises ConfigError
-    otherwise, which calls them ``unit``, and ``labels`` what belongs to them. All processes call this.
+    Raises ConfigError if a run that is resumed from ``start`` has other images or ``classes`` than before; ``unit`` and
+    ``labels`` are the words of the message for images and their labels. All processes call this.
     """
     threads = config.data.workers
     found = identify_training_data(train.source, val.source, threads, processes)
@@ -61,10 +65,10 @@ def remember_images(
             return stored
     else:
         _refuse_fold(config, train, val)
-    # a resumed run keeps what its checkpoint says, as its model.init is not read any more
+    # only read for a new run, because the model.init of a resumed run need not exist any more
     seen_before = read_seen_images(config.model.init) if start is None else {}
     seen: SeenImages = {}
-    if processes.rank == 0:  # which alone writes checkpoints
+    if processes.rank == 0:  # the process that writes checkpoints
         seen = hash_training_images(train.source, train.indices, threads)
         _print_copies(val, seen, threads)
     return replace(found, seen=seen, seen_before=seen_before)
@@ -73,10 +77,10 @@ def remember_images(
 def leave_out_seen(
     subset: Subset[S], seen: SeenImages, seen_by: str, source_name: str, threads: int, processes: Processes = ALONE
 ) -> Subset[S]:
-    """Return ``subset`` without the images that were ``seen`` before, and say how many they are.
+    """Return ``subset`` without the images that were ``seen`` before, and print how many there were.
 
-    ``seen_by`` begins the sentence, for example "runs/first was trained on"; ``source_name`` names the images.
-    Raises DataError if none is left. All processes call this.
+    ``seen_by`` begins the sentence, for example "runs/first was trained on", and ``source_name`` is the name of the
+    images in it. Raises DataError if no image is left. All processes call this.
     """
     if not seen:
         return subset
@@ -110,13 +114,13 @@ def leave_out_trained(
 ) -> Subset[S]:
     """Return ``subset`` without the images that a checkpoint was trained on, as :func:`leave_out_seen` does.
 
-    It is left as it is if the training measured the same source, so that the figures are those of the training, or if
-    the checkpoint does not know its images.
+    All images are kept if the training measured the same source, so that the figures agree with those of the training,
+    or if an earlier version of ehm wrote the checkpoint, without its images.
     """
     training = read_training_data(checkpoint)
     if training is None:
         return subset
-    # a whole part that the training measured is measured again, copies of training images among it included
+    # a validation part that the training measured is measured again completely, including copies of training images
     if subset.selected is None and training.val != training.train:
         found = identify_training_data(subset.source, None, threads, processes).train
         if found == training.val:
@@ -128,9 +132,9 @@ def leave_out_trained(
 
 
 def holds_training_images(checkpoint: Checkpoint, config: TaskConfig, source: Source, processes: Processes) -> bool:
-    """Return whether ``source`` holds just the images that a checkpoint was trained on, wherever they lie now.
+    """Return whether the images of ``source`` are those of the source that a checkpoint was trained on.
 
-    A checkpoint that does not know its images goes by the path of ``data.source``. All processes call this.
+    If the checkpoint does not know its images, the paths of ``data.source`` are compared. All processes call this.
     """
     training = read_training_data(checkpoint)
     if training is None:
@@ -149,15 +153,19 @@ def select_subset(
 ) -> Subset[S]:
     """Return the images of ``source`` that the model of a checkpoint is measured on.
 
-    They are those of its validation part, which ``open_val`` opens, if it has one. Otherwise they are the fold that the
-    training held out, which ``hold_out`` divides, if ``source`` holds the images of the training; or else all images.
-    Those that the model was trained on are left out. All processes call this.
+    They are the first of these that applies, without images that the model was trained on:
+
+    - the validation part of ``source``, which ``open_val`` opens, if it has one;
+    - the fold that ``hold_out`` returns, if ``source`` has the images of the training and that held out a fold;
+    - all images.
+
+    All processes call this.
     """
     if source.split == "train":
         subset = Subset(open_val(), None, "val")
     elif _may_have_held_out_fold(checkpoint) and holds_training_images(checkpoint, config, source, processes):
         subset = hold_out()
-        # another fold than the training held out has images that it trained on, which are left out below
+        # any other fold than the one that the training held out has images to leave out
         trained = checkpoint.metadata["config"]
         if (trained["folds"], trained["fold"]) == (config.folds, config.fold):
             return subset
@@ -167,13 +175,13 @@ def select_subset(
 
 
 def _may_have_held_out_fold(checkpoint: Checkpoint) -> bool:
-    """Return whether the training may have held out a fold, and not measured images of another place instead."""
+    """Return whether the training may have held out a fold; if it measured another source, it did not."""
     training = read_training_data(checkpoint)
     return training is None or training.val == training.train
 
 
 def _print_copies(subset: Subset[Source], seen: SeenImages, threads: int) -> None:
-    """Print how many images of ``subset``, all of which are measured, have the bytes of images that are trained on."""
+    """Print how many images of ``subset``, all of which are measured, are copies of training images."""
     copies = int(find_seen(subset.source, subset.indices, seen, threads).sum())
     if copies:
         console.print(

@@ -1,4 +1,4 @@
-"""The predictions of a model for all images of a loader, gathered from all processes."""
+"""Collect the predictions of a model for all images of a loader from all processes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["collect_indexed_predictions", "collect_predictions", "track_batches"
 def track_batches(loader: Loader, title: str) -> Iterator[Batch]:
     """Yield the batches of one epoch, with a progress bar if there is a ``title``."""
     steps = loader.steps_per_epoch
-    # measurements during training have no title: the bar of the run is on the screen
+    # measurements during training have no title, because the screen shows the bar of the run
     yield from track(loader.batches(0, steps), title, steps, hidden=not title)
 
 
 def collect_predictions(
     predict: Predict, loader: Loader, title: str = "", processes: Processes = ALONE
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Return the labels (n,) and the rows (n, ...) that ``predict`` makes of the images of all processes' loaders.
+    """Return the labels (n,) and the predictions (n, ...) for the images in the loaders of all processes.
 
-    A file that cannot be read is left out: the loader puts another image in its place, which counts once only.
+    Images that cannot be read are left out.
     """
     _, labels, rows = collect_indexed_predictions(predict, loader, title, processes)
     return labels, rows
@@ -36,7 +36,7 @@ def collect_predictions(
 def collect_indexed_predictions(
     predict: Predict, loader: Loader, title: str = "", processes: Processes = ALONE
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return the indices (n,) of images in their source, rising, and their labels and rows as `collect_predictions`."""
+    """Return the sorted indices (n,) of images in their source, their labels (n,) and their predictions (n, ...)."""
     indices, rows = collect_rows(predict, track_batches(loader, title), processes)
     assert loader.labels is not None
     return indices, loader.labels[indices], rows

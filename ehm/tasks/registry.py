@@ -1,4 +1,4 @@
-"""The downstream tasks: one row says all that the commands need to know of a task before they import it."""
+"""The registry of downstream tasks: an entry for each, with all that commands need to know before they import it."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ __all__ = ["TASKS", "TaskEntry", "find_task_by_kind"]
 class TaskEntry:
     """A downstream task.
 
-    ``name`` is what ``--task`` and the key ``task`` say, ``config`` the class of its configuration, ``recipe`` the
-    shipped configuration that is taken if none is given, ``module`` and ``task_class`` name its code, and ``kind`` is
-    the name of its checkpoints. ``measures_untrained`` says whether an encoder can be measured without training.
+    ``name`` is its name in ``--task`` and in the key ``task``, ``config`` the class of its configuration, ``recipe``
+    the shipped configuration that is taken by default, ``module`` and ``task_class`` are the names of its code, and
+    ``kind`` is the kind of its checkpoints. ``measures_untrained`` is true if an encoder can be measured without
+    training.
     """
 
     name: str
@@ -40,10 +41,10 @@ class TaskEntry:
     measures_untrained: bool = False
 
     def load_class(self) -> type[Task[Any, Any]]:
-        """Import the task; the others, and what they need, are not imported."""
-        # by name: detection needs packages that other tasks do not
-        found: type[Task[Any, Any]] = getattr(import_module(self.module), self.task_class)
-        return found
+        """Import the task and return its class."""
+        # imported by name, so that no task needs the packages of another
+        task_class: type[Task[Any, Any]] = getattr(import_module(self.module), self.task_class)
+        return task_class
 
 
 _ENTRIES = (
@@ -90,9 +91,9 @@ _ENTRIES = (
     ),
 )
 TASKS: Mapping[str, TaskEntry] = {entry.name: entry for entry in _ENTRIES}
-"""The tasks by name; the first one is meant if a configuration names none."""
+"""The tasks by name."""
 
 
 def find_task_by_kind(kind: str) -> TaskEntry | None:
-    """Return the task whose checkpoints are of ``kind``, or None if it is no task's."""
+    """Return the task whose checkpoints are of ``kind``, or None if there is no such task."""
     return next((entry for entry in _ENTRIES if entry.kind == kind), None)

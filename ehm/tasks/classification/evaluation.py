@@ -1,4 +1,4 @@
-"""Measuring a classifier: of one class an image, or of several labels.
+"""Measure a classifier whose images have one class each, or several labels.
 
 Shapes: n images, C classes.
 """
@@ -32,12 +32,12 @@ __all__ = ["MOST_AT_ONCE", "ClassifierEvaluation", "MultiLabelEvaluation"]
 
 R = TypeVar("R", bound=Report)
 MOST_AT_ONCE = 256
-"""Images that are measured at once, at most: more make nothing faster."""
+"""Images that are measured at once, at most: larger batches are not faster."""
 
 
 @dataclass(frozen=True)
 class _Answers:
-    """The truth and the probabilities (n, C) of the images at ``indices`` (n,), as they were last measured."""
+    """The truth and the probabilities (n, C) of the images at ``indices`` (n,) in the last measurement."""
 
     indices: NDArray[np.int64]
     truth: NDArray[Any]
@@ -45,7 +45,7 @@ class _Answers:
 
 
 class _MeasuredClassifier(Evaluation[R]):
-    """Reading images, and drawing the worst mistakes, for both kinds of classifiers."""
+    """The base of both evaluations: reads the images and draws the worst mistakes."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class _MeasuredClassifier(Evaluation[R]):
         subset: Subset[Source],
         backend: Backend,
     ) -> None:
-        # as the weights say, so that an exported bundle sees the same pixels
+        # the preparation that the weights ask for, and not the configuration: an exported bundle has the same
         transform = EvalTransform.from_spec(classifier.image_size, classifier.inputs)
         loader = make_eval_loader(
             subset.source, transform, config, backend.processes, most=MOST_AT_ONCE, subset=subset.selected
@@ -72,7 +72,7 @@ class _MeasuredClassifier(Evaluation[R]):
 
 
 class ClassifierEvaluation(_MeasuredClassifier[ClassificationReport]):
-    """Figures of a classifier of ``classes``; ``numbers`` are those of the source's classes among them."""
+    """Measures a classifier of ``classes``; ``numbers`` (C,) are the numbers of the source's classes among them."""
 
     def __init__(
         self,
@@ -106,10 +106,10 @@ class ClassifierEvaluation(_MeasuredClassifier[ClassificationReport]):
 
 
 class MultiLabelEvaluation(_MeasuredClassifier[MultiLabelReport]):
-    """Figures of a classifier whose images have several of its ``classes``.
+    """Measures a classifier whose images may have several of its ``classes``.
 
-    ``numbers`` are those of the source's classes among them. Without ``thresholds`` every measurement chooses those of
-    the highest F1; ``last_thresholds`` are those of the last one.
+    ``numbers`` (C,) are the numbers of the source's classes among them. Without ``thresholds``, each measurement
+    chooses those with the highest F1. ``last_thresholds`` are those of the last measurement.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, and what is measured of them without any training: nearest neighbours and RankMe.
+"""Features of a frozen encoder, measured without any training: by nearest neighbours and by RankMe.
 
 Shapes: n images, D features.
 """
@@ -27,12 +27,15 @@ from ehm.training.rows import collect_rows
 __all__ = ["FeatureRank", "FrozenFeatures", "measure_neighbours_and_rank", "measure_rank"]
 
 MOST_RANKED = 25_600
-"""Images that RankMe is computed of, at most: as many as in its paper (Garrido et al., 2023)."""
+"""Images that RankMe is computed from, at most: as many as in its paper (Garrido et al., 2023)."""
 
 
 @dataclass(frozen=True)
 class FeatureRank:
-    """RankMe and the spread of the features of ``images`` images (:mod:`ehm.analysis.feature_rank`)."""
+    """RankMe and the spread of the features of ``images`` images, ``width`` numbers each.
+
+    :mod:`ehm.analysis.feature_rank` defines both.
+    """
 
     rankme: float
     feature_spread: float
@@ -48,7 +51,7 @@ class FeatureRank:
 
 
 class FrozenFeatures:
-    """Features by the encoder that ``config.model`` names, pooled as ``config.neighbours_pool`` says."""
+    """Extracts features by the encoder that ``config.model`` names, pooled as ``config.neighbours_pool`` says."""
 
     def __init__(self, config: ProbeConfig, backend: Backend) -> None:
         self._config = config
@@ -75,9 +78,9 @@ class FrozenFeatures:
 def measure_neighbours_and_rank(
     config: ProbeConfig, backend: Backend, train: Subset[Source], val: Subset[Source]
 ) -> tuple[ClassificationReport | MultiLabelReport, FeatureRank]:
-    """Class each image of ``val`` by the images of ``train`` whose features are nearest to its own (k-NN).
+    """Classify each image of ``val`` by the images of ``train`` whose features are nearest to its own (k-NN).
 
-    Also returns the rank of the features that are searched.
+    Returns the figures of the classification, and the rank of the features of ``train``.
     """
     if config.neighbours > len(train):
         raise ConfigError(f"neighbours {config.neighbours}: there are only {len(train):,} images to search")
@@ -97,18 +100,18 @@ def measure_neighbours_and_rank(
 
 
 def measure_rank(config: ProbeConfig, backend: Backend, subset: Subset[Source]) -> FeatureRank:
-    """Return the rank of the features of ``subset``, which needs no labels; of very many images some are taken."""
-    some = replace(subset, selected=_choose_some(subset.indices))
-    _, features = FrozenFeatures(config, backend).extract(some, "features")
+    """Return the rank of the features of ``subset``, which needs no labels, from ``MOST_RANKED`` images at most."""
+    sample = replace(subset, selected=_draw_sample(subset.indices))
+    _, features = FrozenFeatures(config, backend).extract(sample, "features")
     return rank_features(features)
 
 
 def rank_features(features: NDArray[np.float32]) -> FeatureRank:
-    """Return RankMe and the spread of ``features`` (n, D); of very many images some are taken."""
-    features = features[_choose_some(np.arange(len(features)))]
+    """Return RankMe and the spread of ``features`` (n, D), from ``MOST_RANKED`` rows at most."""
+    features = features[_draw_sample(np.arange(len(features)))]
     return FeatureRank(compute_rankme(features), compute_spread(features), *features.shape)
 
 
-def _choose_some(indices: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return at most ``MOST_RANKED`` of ``indices``, rising, the same ones every time."""
+def _draw_sample(indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Draw at most ``MOST_RANKED`` of ``indices``, the same ones every time, and sort them."""
     return np.sort(np.random.default_rng(0).permutation(indices)[:MOST_RANKED])

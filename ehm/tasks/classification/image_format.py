@@ -12,7 +12,7 @@ __all__ = ["complete_format", "refuse_augmentations"]
 
 
 def complete_format(config: FinetuneConfig, init: str) -> FinetuneConfig:
-    """Return ``config`` with the channels and the depth of the weights ``init``, where it leaves them open."""
+    """Return ``config`` with the channels and the depth of the weights ``init`` for keys that it does not set."""
     pixels = config.data.complete_pixels(find_pixels(init))
     found = {"channels": pixels.channels, "depth": pixels.depth, "range": pixels.range, "window": pixels.window}
     return config.model_copy(update={"data": config.data.model_copy(update=found)})

@@ -1,4 +1,7 @@
-"""Figures of a classifier: n samples, C classes."""
+"""Figures of a classifier.
+
+Shapes: n samples, C classes.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +29,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ClassificationReport(FiguresCard):
-    """The figures of an evaluation. Shares are in [0, 1]; per-class figures follow the order of ``classes``.
+    """The figures of an evaluation. Shares are in [0, 1]; figures of classes are in the order of ``classes``.
 
-    ``top5`` counts samples whose class is among the five of the highest scores, and exists for more classes than that.
-    ``balanced_accuracy`` is the mean recall of the classes that occur; ``auc`` exists for two classes, the second being
-    the positive one; ``confusion[i][j]`` counts samples of class i called j.
+    ``top5`` is the share of samples whose class is among the five with the highest scores, None if there are no more
+    than five classes. ``balanced_accuracy`` is the mean recall of the classes that occur. ``auc`` is None unless there
+    are two classes, of which the second is the positive one. ``confusion[i][j]`` is the number of samples of class i
+    that were predicted as class j.
     """
 
     samples: int
@@ -72,10 +76,10 @@ class ClassificationReport(FiguresCard):
             columns[name] = list(map("{:.3f}".format, values))
         columns["images"] = list(map(str, self.support))
         if len(self.classes) <= MOST_CLASSES:
-            # the confusion matrix, a column for each prediction; of many classes it would not fit
-            for called, name in enumerate(self.classes):
-                columns[f"called {name}"] = [str(row[called]) for row in self.confusion]
-        # stable: of classes with the same recall the first ones are listed
+            # the confusion matrix has a column for each class, and does not fit on a terminal if there are many
+            for predicted, name in enumerate(self.classes):
+                columns[f"called {name}"] = [str(row[predicted]) for row in self.confusion]
+        # stable, so that of classes with the same recall the first ones are listed
         worst_first = np.argsort(self.recall, kind="stable").tolist()
         console.print(make_class_table(self.classes, columns, worst_first, "recall"))
 
@@ -96,7 +100,7 @@ def report_classification(
         samples=len(labels),
         top1=float(np.trace(confusion) / len(labels)),
         top5=_compute_top5(labels, scores) if len(classes) > 5 else None,
-        # classes that do not occur have no recall, and would lower the mean as zeros
+        # without classes that do not occur: they have no recall, and would count as 0
         balanced_accuracy=float(recall[support > 0].mean()),
         auc=auc,
         classes=tuple(classes),
@@ -109,7 +113,7 @@ def report_classification(
 
 
 def _compute_top5(labels: NDArray[np.int64], scores: NDArray[np.floating[Any]]) -> float:
-    """Return the share of samples whose class is among their first five; of equal scores, lower classes come first."""
+    """Return the share of samples whose class is among the five with the highest scores, ties in class order."""
     first = np.argsort(-scores, axis=1, kind="stable")[:, :5]
     return float((first == labels[:, None]).any(axis=1).mean())
 
@@ -130,15 +134,15 @@ def compute_precision_recall_f1(
 
 
 def compute_f1(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the harmonic mean of precision and recall (C,); 0 if both are."""
+    """Return the harmonic mean of precision and recall (C,), which is 0 if both are 0."""
     return divide_or_zero(2 * precision * recall, precision + recall)
 
 
 def compute_roc_auc(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
-    """Return the chance that a random positive scores higher than a random negative, ties counting half.
+    """Return the area under the ROC curve: the probability that a positive scores higher than a negative.
 
-    It is computed from ranks (Mann-Whitney). ``positive`` and ``scores`` are (n,); raises ValueError unless both kinds
-    occur.
+    Ties count half. It is computed from ranks (Mann-Whitney). ``positive`` and ``scores`` are (n,). Raises ValueError
+    unless there are positives and negatives.
     """
     positives = int(positive.sum())
     negatives = len(positive) - positives
@@ -151,7 +155,7 @@ def compute_roc_auc(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any
 
 
 def divide_or_zero(numerator: NDArray[np.float64], denominator: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the quotients of two arrays, 0 where the denominator is."""
+    """Return the quotients of two arrays, with 0 where the denominator is 0."""
     quotient = np.zeros_like(numerator)
     np.divide(numerator, denominator, out=quotient, where=denominator > 0)
     return quotient

@@ -1,4 +1,7 @@
-"""The wrong answers that a classifier was most confident of: n images, C classes or labels."""
+"""The wrong answers of a classifier with the highest confidence.
+
+Shapes: n images, C classes or labels.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ __all__ = ["IndexedMistake", "find_label_mistakes", "find_mistakes", "write_mist
 
 @dataclass(frozen=True)
 class IndexedMistake:
-    """A wrong answer for the image at ``index`` of a source, as words, and the probability of that answer."""
+    """A wrong answer for the image at ``index`` of a source, in words, and the probability of that answer."""
 
     index: int
     true: str
@@ -44,10 +47,10 @@ def find_mistakes(
     """
     predicted = logits.argmax(axis=1)
     highest = logits.max(axis=1, keepdims=True)
-    # of the highest logit, whose own term in the sum is 1
+    # the softmax of the highest logit: its numerator is exp(0) = 1
     confidence = 1 / np.exp(logits - highest, dtype=np.float64).sum(axis=1)
     wrong = np.flatnonzero(predicted != labels)
-    # stable: of equally confident ones the first of the source comes first, on every machine
+    # stable, so that equally confident ones are in the order of the source, on every machine
     worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     found = []
     for row in worst.tolist():
@@ -64,9 +67,10 @@ def find_label_mistakes(
     classes: Sequence[str],
     most: int = MOST_MISTAKES,
 ) -> list[IndexedMistake]:
-    """Return the labels that images with ``indices`` (n,) have and should not have, or lack, the most confident first.
+    """Return the labels that were wrongly given to images with ``indices`` (n,), or wrongly not given.
 
-    ``targets`` and ``probabilities`` are (n, C). The confidence is the probability of the answer that was given.
+    ``targets`` and ``probabilities`` are (n, C). The confidence is the probability of the answer, "present" or
+    "absent"; the most confident mistake comes first.
     """
     predicted = probabilities >= np.array(thresholds)
     confidence = np.where(predicted, probabilities, 1 - probabilities)
@@ -88,7 +92,7 @@ def write_mistakes(folder: Path, mistakes: Sequence[IndexedMistake], source: Sou
     pictures: list[tuple[Mistake, Image.Image | None]] = []
     for mistake in mistakes:
         image = None
-        with suppress(BrokenImage):  # removed since it was measured
+        with suppress(BrokenImage):  # the file may have been removed since the measurement
             image = to_photograph(source.load(mistake.index), pixels)
         kept = Mistake(source.name(mistake.index), mistake.true, mistake.predicted, mistake.confidence)
         pictures.append((kept, image))

@@ -25,7 +25,7 @@ def make_soft_targets(labels: NDArray[np.int64], classes: int, smoothing: float 
 
 
 def smooth_labels(present: NDArray[np.bool_], smoothing: float = 0.0) -> NDArray[np.float32]:
-    """Turn labels (B, C), each present or not by itself, into targets: ``smoothing`` of each lies at one half."""
+    """Turn independent labels (B, C) into targets, moved from 0 and 1 towards one half by the share ``smoothing``."""
     return (present * (1 - smoothing) + smoothing / 2).astype(np.float32)
 
 
@@ -36,15 +36,15 @@ def mix_images(
     cutmix: float,
     rng: np.random.Generator,
 ) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Mix each of (B, H, W, C) images and (B, C) targets with its partner; the inputs stay as they are.
+    """Mix each of (B, H, W, C) images and (B, C) targets with its partner; the inputs are not changed.
 
-    ``mixup`` and ``cutmix`` are the parameters of the symmetric Beta distributions that an image's own share is drawn
-    from; 0 switches one off. Mixed pixels are rounded to their depth: an error of at most half a level.
-    CutMix's share is corrected to the part of the box that lies inside the image.
+    ``mixup`` and ``cutmix`` are the parameters of the symmetric Beta distributions that the share of an image itself is
+    drawn from; 0 switches one of them off. Mixed pixels are rounded to integers of their depth. The share of CutMix is
+    corrected to the part of the box inside the image.
     """
     if mixup <= 0 and cutmix <= 0:
         return images, targets
-    # drawn once for the whole batch, and the share too, as timm does by default
+    # as in timm by default, this choice and the share are drawn once for the whole batch
     is_cutmix = cutmix > 0 and (mixup <= 0 or rng.random() < 0.5)
     parameter = cutmix if is_cutmix else mixup
     share = float(rng.beta(parameter, parameter))
@@ -54,10 +54,10 @@ def mix_images(
         columns = _draw_span(width, share, rng)
         mixed = images.copy()
         mixed[:, rows, columns] = images[::-1, rows, columns]
-        # the box was cut off at the borders, so that more of the image is left than was drawn
+        # the borders may have cut the box off, which leaves a larger share of the image than was drawn
         share = 1 - (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
     else:
-        # float32 holds products of pixels exactly enough, in half the memory of float64
+        # float32 is exact enough before rounding, and takes half the memory of float64
         blend = images * np.float32(share) + images[::-1] * np.float32(1 - share)
         mixed = round_to_type(blend, images.dtype)
     return mixed, (targets * share + targets[::-1] * (1 - share)).astype(np.float32)

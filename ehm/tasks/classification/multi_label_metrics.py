@@ -1,4 +1,7 @@
-"""Figures of a classifier whose images have several labels: n images, C labels."""
+"""Figures of a classifier whose images may have several labels.
+
+Shapes: n images, C labels.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +25,18 @@ __all__ = [
 ]
 
 DEFAULT_THRESHOLD = 0.5
-"""The threshold of a label that no image has."""
+"""The threshold of a label that no image has, so that none can be chosen."""
 
 
 @dataclass(frozen=True)
 class MultiLabelReport(FiguresCard):
     """The figures of an evaluation. Shares are in [0, 1]; figures of labels follow the order of ``classes``.
 
-    A label is predicted if its probability reaches its threshold, which ``chosen_here`` says was chosen on the same
-    images. ``average_precision`` and ``auc`` go by the probabilities alone, and are None for a label that no image has,
-    or that all have. ``mean_ap`` is the mean average precision and ``macro_f1`` the mean F1 of the labels that occur;
-    ``micro_f1`` is the F1 of all answers together, and ``exact`` the share of images of which every answer is right.
+    A label is predicted if its probability reaches its threshold. ``chosen_here`` is true if thresholds were chosen on
+    these same images, which makes F1 optimistic. ``average_precision`` and ``auc`` need no threshold; they are None if
+    no image has the label, and ``auc`` also if all images have it. ``mean_ap`` and ``macro_f1`` are the means of
+    average precision and F1 over the labels that occur, ``micro_f1`` is the F1 of all answers together, and ``exact``
+    the share of images with only right answers.
     """
 
     samples: int
@@ -86,7 +90,7 @@ class MultiLabelReport(FiguresCard):
             columns[name] = ["" if value is None else f"{value:.3f}" for value in values]
         columns["images"] = list(map(str, self.support))
         precision = [1.0 if value is None else value for value in self.average_precision]
-        # stable: of labels with the same figure the first ones are listed
+        # stable, so that of labels with the same figure the first ones are listed
         worst_first = np.argsort(precision, kind="stable").tolist()
         console.print(make_class_table(self.classes, columns, worst_first, "average precision"))
 
@@ -99,7 +103,7 @@ def report_labels(
 ) -> MultiLabelReport:
     """Compare ``probabilities`` (n, C) with ``targets`` (n, C), True for the labels that an image has.
 
-    Without ``thresholds`` those of the highest F1 are chosen.
+    Without ``thresholds``, those with the highest F1 are chosen.
     """
     if not len(targets):
         raise ValueError("targets: there is no image to measure")
@@ -140,19 +144,19 @@ def report_labels(
 
 
 def choose_thresholds(targets: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> tuple[float, ...]:
-    """Return the threshold of each label (C,) that gives the highest F1; one half for a label that no image has.
+    """Return the threshold of each label (C,) with the highest F1; one half for a label that no image has.
 
-    A threshold lies halfway between two neighbouring probabilities. Of equally good ones the nearest to one half is
-    taken.
+    Thresholds halfway between two neighbouring probabilities are tried. Of equally good ones, the nearest to one half
+    is taken.
     """
     return tuple(_choose_threshold(targets[:, label], probabilities[:, label]) for label in range(targets.shape[1]))
 
 
 def compute_average_precision(positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]) -> float:
-    """Return the mean precision over the recalls that are reached from the highest score down, ties at once.
+    """Return the average precision AP = sum over k of (R_k - R_{k-1}) P_k, without interpolation.
 
-    ``positive`` and ``scores`` are (n,); this is AP = sum over k of (R_k - R_{k-1}) P_k, without interpolation.
-    Raises ValueError if nothing is positive.
+    R_k and P_k are recall and precision at the k-th highest of the distinct scores. ``positive`` and ``scores`` are
+    (n,). Raises ValueError if nothing is positive.
     """
     if not positive.any():
         raise ValueError("positive: none is, and an average precision needs one")
@@ -165,7 +169,7 @@ def _choose_threshold(positive: NDArray[np.bool_], probabilities: NDArray[np.flo
     if not positive.any():
         return DEFAULT_THRESHOLD
     cuts, hits, answers = _count_at_cuts(positive, probabilities)
-    # below the lowest probability lies 0
+    # the threshold below the lowest probability is halfway between it and 0
     thresholds = (cuts + np.append(cuts[1:], 0)) / 2
     f1 = 2 * hits / (answers + positive.sum())
     best = np.flatnonzero(np.isclose(f1, f1.max(), rtol=1e-12))
@@ -176,7 +180,7 @@ def _choose_threshold(positive: NDArray[np.bool_], probabilities: NDArray[np.flo
 def _count_at_cuts(
     positive: NDArray[np.bool_], scores: NDArray[np.floating[Any]]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64]]:
-    """Return the scores that occur, falling, and how many positives and how many samples score as high or higher."""
+    """Return the distinct scores, falling, and for each the numbers of positives and samples that reach it."""
     order = np.argsort(-scores, kind="stable")
     falling = scores[order]
     last_of_score = np.flatnonzero(np.append(falling[:-1] != falling[1:], True))

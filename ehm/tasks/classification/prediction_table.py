@@ -1,4 +1,7 @@
-"""``predictions.csv``: the answer of a classifier for each image that it was measured on. n images, C classes."""
+"""Write ``predictions.csv``: the answer of a classifier for each image that it was measured on.
+
+Shapes: n images, C classes.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ __all__ = ["PREDICTIONS_FILE", "write_class_predictions", "write_label_predictio
 
 PREDICTIONS_FILE = "predictions.csv"
 MOST_COLUMNS = 100
-"""Classes up to which the table has the probability of each."""
+"""The table has a column with the probability of each class if there are no more classes than this."""
 SEPARATOR = ";"
-"""Text between the labels of an image."""
+"""The text between the labels of an image."""
 
 
 def write_class_predictions(
@@ -31,14 +34,14 @@ def write_class_predictions(
     probabilities: NDArray[np.float64],
     classes: Sequence[str],
 ) -> Path:
-    """Write the true and the likeliest class of the images at ``indices`` (n,) of ``source``, and the probabilities.
+    """Write the true and the most probable class of the images at ``indices`` (n,) of ``source``, and probabilities.
 
     ``labels`` are (n,), ``probabilities`` (n, C).
     """
-    predicted = probabilities.argmax(axis=1)
+    predictions = probabilities.argmax(axis=1)
     answers = []
-    for row, (true, called) in enumerate(zip(labels.tolist(), predicted.tolist(), strict=True)):
-        answers.append([classes[true], classes[called], f"{probabilities[row, called]:.6f}"])
+    for row, (true, predicted) in enumerate(zip(labels.tolist(), predictions.tolist(), strict=True)):
+        answers.append([classes[true], classes[predicted], f"{probabilities[row, predicted]:.6f}"])
     header = ["image", "true", "predicted", "confidence"]
     return _write_table(folder, source, indices, header, answers, probabilities, classes)
 
@@ -53,10 +56,10 @@ def write_label_predictions(
     classes: Sequence[str],
 ) -> Path:
     """Write the labels that images have, and those whose ``probabilities`` (n, C) reach their ``thresholds`` (C,)."""
-    predicted = probabilities >= np.array(thresholds)
+    predictions = probabilities >= np.array(thresholds)
     answers = []
-    for true, called in zip(targets, predicted, strict=True):
-        answers.append([_join_labels(true, classes), _join_labels(called, classes)])
+    for true, predicted in zip(targets, predictions, strict=True):
+        answers.append([_join_labels(true, classes), _join_labels(predicted, classes)])
     return _write_table(folder, source, indices, ["image", "true", "predicted"], answers, probabilities, classes)
 
 
@@ -73,8 +76,8 @@ def _write_table(
     probabilities: NDArray[np.float64],
     classes: Sequence[str],
 ) -> Path:
-    shows_all = len(classes) <= MOST_COLUMNS
-    if shows_all:
+    has_probabilities = len(classes) <= MOST_COLUMNS
+    if has_probabilities:
         header = header + [f"probability of {name}" for name in classes]
     path = folder / PREDICTIONS_FILE
     with replace_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
@@ -82,7 +85,7 @@ def _write_table(
         table.writerow(header)
         for index, answer, row in zip(indices.tolist(), answers, probabilities, strict=True):
             cells = [escape_undecodable(source.name(index)), *answer]
-            if shows_all:
+            if has_probabilities:
                 cells += [f"{value:.6f}" for value in row.tolist()]
             table.writerow(cells)
     console.print(f"Predictions: {path}")

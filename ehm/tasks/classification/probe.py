@@ -1,4 +1,4 @@
-"""``ehm probe``: a linear probe as in MAE, nearest neighbours as in DINO, and RankMe, of a frozen encoder."""
+"""``ehm probe``: measure a frozen encoder by a linear probe (as MAE does), by k-NN (as DINO does) and by RankMe."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ __all__ = ["DEFAULT_CONFIG", "FIGURES", "ProbeResult", "probe"]
 DEFAULT_CONFIG = "elpv/probe"
 DEFAULT_OUT = Path("runs/probe")
 FIGURES = ("knn", "linear", "rankme")
-"""The names that ``only`` takes."""
+"""The figures that ``only`` may select."""
 _HEADINGS = {"top1": "top-1", "auc": "AUC", "mean_ap": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"}
 AnyReport = ClassificationReport | MultiLabelReport
-"""The figures of one class an image, or of several labels."""
+"""The report on images with one class each, or with several labels."""
 
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The results of the probes on the same images, and the folder that holds them; None if they were not asked for.
+    """The results of the probes on the same images, each None if it was not asked for, and their folder ``out``.
 
-    ``checkpoint`` is the classifier of the linear probe. ``rank`` is that of the features that neighbours are searched
-    among.
+    ``checkpoint`` is the classifier of the linear probe, and ``rank`` the rank of the features that neighbours are
+    searched among.
     """
 
     out: Path
@@ -72,9 +72,10 @@ def probe(
 ) -> ProbeResult:
     """Measure the encoder that ``config.model`` names by a linear probe, by nearest neighbours and by RankMe.
 
-    The linear probe sees what ``config.pool`` says and is trained as fine-tuning is, with the encoder frozen; the
-    others see what ``config.neighbours_pool`` says and train nothing. ``only`` names some of ``FIGURES``, separated by
-    commas; RankMe alone needs no labels. ``out/metrics.json`` holds the results. Raises EhmError on bad input.
+    The linear probe gets features that are pooled as ``config.pool`` says, and is trained by the loop of fine-tuning
+    with a frozen encoder. The others get features that are pooled as ``config.neighbours_pool`` says, and train
+    nothing. ``only`` selects some of ``FIGURES``, separated by commas; RankMe alone needs no labels. Writes the results
+    to ``out/metrics.json``. Raises EhmError on bad input.
     """
     figures = _read_figures(only)
     folder = Path(out or DEFAULT_OUT)
@@ -89,7 +90,7 @@ def probe(
         if run.is_main_process:
             path = write_json(folder / "metrics.json", _describe(result))
             console.print(f"Figures: {path}")
-            # once more, now with all measurements; without training there are no curves to report on
+            # train_task has written a report without these figures; without training there is nothing to report
             if result.linear is not None:
                 write_final_report(folder)
     return result
@@ -109,7 +110,7 @@ def _read_figures(only: str | None) -> set[str]:
 
 
 def _open_images(config: ProbeConfig) -> Subset[Source]:
-    """Return the images among which neighbours would be searched, or all if there are no labels to hold some out by."""
+    """Return the training images, or all images if there are no labels to hold out a fold by."""
     source = open_source(complete_format(config, config.model.init).data, "train")
     has_labels = source.labels is not None or find_targets(source) is not None
     if not has_labels or len(source.classes) < 2:
@@ -123,7 +124,7 @@ def _measure_with_labels(run: Run[ProbeConfig], figures: set[str]) -> ProbeResul
     task = Classification(config, run.backend)
     neighbours = None
     rank = None
-    # first, as it takes no training: what is wrong with its settings is said soon
+    # before the linear probe, which has to be trained, so that mistakes in the settings show soon
     if "knn" in figures:
         neighbours, rank = measure_neighbours_and_rank(config, run.backend, task.train, task.val)
     elif "rankme" in figures:
@@ -143,7 +144,7 @@ def _measure_with_labels(run: Run[ProbeConfig], figures: set[str]) -> ProbeResul
 
 
 def _describe(result: ProbeResult) -> dict[str, Any]:
-    """Return what ``metrics.json`` says: of each figure that was asked for."""
+    """Return the contents of ``metrics.json``: the figures that were asked for."""
     values: dict[str, Any] = {}
     if result.checkpoint is not None:
         values["checkpoint"] = str(result.checkpoint)

@@ -44,34 +44,34 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
         self._is_binary = loss == "binary_cross_entropy"
         self.learner_config = self.learner_config.model_copy(update={"loss": loss})
         counts = self._count_classes()
-        # of a loss that takes the weights of classes in its targets, or those of present labels beside them
+        # cross entropy takes the weights of classes in its targets, binary cross entropy as an argument of the step
         self._class_weights = None if self._is_binary else weigh_classes(counts, config)
         self._positive_weights = weigh_positives(counts, len(train), config) if self._is_binary else None
         self.learner = backend.create_task_learner(self.learner_config, len(self.classes), self.take_first_weights())
         self.headline = f"{'Linear probing of' if config.frozen else 'Fine-tuning'} {config.model.init}"
         self.loader = self._make_loader()
-        numbers = np.arange(len(self.classes))  # the source's classes are those that are trained
-        kind = ClassifierEvaluation if self._targets is None else MultiLabelEvaluation
-        self.evaluation = kind(self.learner, self.classes, numbers, config, self.val, backend)
+        numbers = np.arange(len(self.classes))  # the classifier has the classes of the source, in the same order
+        evaluation_class = ClassifierEvaluation if self._targets is None else MultiLabelEvaluation
+        self.evaluation = evaluation_class(self.learner, self.classes, numbers, config, self.val, backend)
 
     @property
     def config_to_keep(self) -> dict[str, Any]:
-        """The configuration as JSON, as ``FinetuneConfig`` reads it: a probe's own keys are left out."""
+        """The configuration as JSON with the keys of ``FinetuneConfig``: without those that only a probe has."""
         return self.config.model_dump(mode="json", include=set(FinetuneConfig.model_fields))
 
     @property
     def more_metadata(self) -> dict[str, Any]:
-        """The threshold of each label of several, which also says that there are several."""
+        """The thresholds of labels; their presence marks a classifier of several labels."""
         if not isinstance(self.evaluation, MultiLabelEvaluation):
             return {}
-        # before the first measurement nothing is known
+        # a checkpoint may be written before the first measurement has chosen thresholds
         thresholds = self.evaluation.last_thresholds or (DEFAULT_THRESHOLD,) * len(self.classes)
         return {"thresholds": list(thresholds)}
 
     def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """Take an optimiser step on images that Mixup and CutMix have mixed."""
         augment = self.config.augment
-        # a generator of its own for each step, so that a resumed run draws what the run before would have drawn
+        # seeded by the step, so that a resumed run draws the same numbers
         rng = np.random.default_rng([self.config.run.seed, step])
         images, targets = mix_images(batch.images, self._make_targets(batch), augment.mixup, augment.cutmix, rng)
         weight_decay = self.config.optim.weight_decay
@@ -83,7 +83,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
         return self.learner.train_step(images, targets, lr, weight_decay)
 
     def _count_classes(self) -> NDArray[np.int64]:
-        """Set the lines that say how many training images each class has, and return their numbers (C,)."""
+        """Count the training images of each class (C,), and set the lines about these counts."""
         if self._targets is None:
             self.class_counts = count_labels(self.train, self.config.data)
             return np.bincount(self.train.labels, minlength=len(self.classes))
@@ -153,7 +153,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
     def open_evaluation(
         cls, checkpoint: Checkpoint, backend: Backend, config: str | Path | None, overrides: Sequence[str]
     ) -> ClassifierEvaluation | MultiLabelEvaluation:
-        """Prepare to measure the classifier of a checkpoint; DataError if the source has no labels, or others."""
+        """Prepare to measure the classifier of a checkpoint; DataError if the source lacks labels or has other ones."""
         settings = merge_config(FinetuneConfig, checkpoint, config, overrides)
         settings = complete_format(settings, settings.model.init)
         classes = tuple(checkpoint.metadata["classes"])
@@ -162,7 +162,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
         subset = cls.select_subset(checkpoint, settings, backend.processes)
         thresholds = checkpoint.metadata.get("thresholds")
         _require_same_kind(subset.source, thresholds is not None, settings)
-        # other images may have the classes in another order, or not all of them
+        # matched by name, because other images may have the classes in another order, or only some of them
         numbers = number_classes(subset.source.classes, classes, settings.data.source, "classifier")
         if thresholds is None:
             return ClassifierEvaluation(classifier, classes, numbers, settings, subset, backend)
@@ -170,7 +170,7 @@ class Classification(Task[FinetuneConfig, ClassificationReport | MultiLabelRepor
 
 
 def _choose_loss(config: FinetuneConfig, targets: NDArray[np.bool_] | None) -> str:
-    """Return the loss that ``config`` names, or that goes with one class an image or with several labels."""
+    """Return the loss that ``config`` names; ``auto`` depends on whether images have one class or several labels."""
     if targets is not None and config.loss == "cross_entropy":
         raise ConfigError(
             f"loss cross_entropy: data.source {config.data.source} has several labels an image, which only "
@@ -182,7 +182,7 @@ def _choose_loss(config: FinetuneConfig, targets: NDArray[np.bool_] | None) -> s
 
 
 def _require_same_kind(source: Source, has_several: bool, config: FinetuneConfig) -> None:
-    """Raise DataError unless images have several labels for a classifier of several, and one class for any other."""
+    """Raise DataError unless images have what the classifier was trained on: several labels, or one class each."""
     if not has_several:
         require_labels(source, config.data.source)
     elif find_targets(source) is None:

@@ -1,6 +1,6 @@
-"""The weights of classes in the loss, and the chances of images to be drawn: n images, C classes.
+"""Weights of classes in the loss, and probabilities of images to be drawn, against unbalanced classes.
 
-``counts`` (C,) are the numbers of training images of each class, or with each label.
+Shapes: n images, C classes. ``counts`` (C,) are the numbers of training images of each class, or with each label.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ __all__ = ["balance_images", "balance_labelled_images", "weigh_classes", "weigh_
 
 
 def weigh_classes(counts: NDArray[np.int64], config: FinetuneConfig) -> NDArray[np.float32] | None:
-    """Return the factor of each class (C,) in the cross entropy; None if all are alike.
+    """Return the weight of each class (C,) in the cross entropy; None if all are 1.
 
-    Balanced, class c with n_c of n images has n / (C n_c), as in scikit-learn: the mean over the images is 1.
+    With ``balanced``, class c with n_c of n images has the weight n / (C n_c), as in scikit-learn; their mean over the
+    images is 1.
     """
     if config.class_weights == "balanced":
-        # a class without images, which was allowed, is never multiplied by its weight
+        # the weight of a class without images does not matter, but must not divide by 0
         return (counts.sum() / (len(counts) * np.maximum(counts, 1))).astype(np.float32)
     return _take_weights(len(counts), config)
 
 
 def weigh_positives(counts: NDArray[np.int64], images: int, config: FinetuneConfig) -> NDArray[np.float32] | None:
-    """Return the factor of each label (C,) where it is present, in the binary cross entropy; None if all are alike.
+    """Return the weight of present labels (C,) in the binary cross entropy; None if all are 1.
 
-    Balanced, it is the number of images without the label over that of images with it, so that both weigh the same.
+    With ``balanced``, it is the number of images without the label divided by that of images with it, so that both
+    groups have the same total weight.
     """
     if config.class_weights == "balanced":
         return (np.maximum(images - counts, 1) / np.maximum(counts, 1)).astype(np.float32)
@@ -36,27 +38,26 @@ def weigh_positives(counts: NDArray[np.int64], images: int, config: FinetuneConf
 
 
 def balance_images(labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the chance of each image (n,) to be drawn with which all classes of ``labels`` (n,) are equally likely."""
+    """Return the probabilities (n,) of images to be drawn that make all classes of ``labels`` (n,) equally likely."""
     counts = np.bincount(labels)
     chances = 1 / counts[labels]
     return chances / chances.sum()
 
 
 def balance_labelled_images(targets: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return the chance of each image (n,) to be drawn by the rarest of its labels in ``targets`` (n, C).
+    """Return the probability of each image (n,) to be drawn, by the rarest of its labels in ``targets`` (n, C).
 
-    It is in proportion to one over the number of images with that label. Images without any are taken for a label of
-    their own.
+    It is proportional to 1 / the number of images with that label. Having no label counts as a label.
     """
-    without = ~targets.any(axis=1, keepdims=True)
-    every = np.concatenate([targets, without], axis=1)
-    rarity = 1 / np.maximum(every.sum(axis=0), 1)
-    chances: NDArray[np.float64] = (every * rarity).max(axis=1)
+    has_no_label = ~targets.any(axis=1, keepdims=True)
+    extended = np.concatenate([targets, has_no_label], axis=1)
+    rarity = 1 / np.maximum(extended.sum(axis=0), 1)
+    chances: NDArray[np.float64] = (extended * rarity).max(axis=1)
     return chances / chances.sum()
 
 
 def _take_weights(classes: int, config: FinetuneConfig) -> NDArray[np.float32] | None:
-    """Return the weights that the configuration gives; raises ConfigError if they are not one for each class."""
+    """Return the weights in the configuration; raises ConfigError unless there is one for each class."""
     if config.class_weights is None:
         return None
     if len(config.class_weights) != classes:

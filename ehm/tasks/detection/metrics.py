@@ -1,10 +1,10 @@
-"""Average precision of boxes and of masks as COCO counts it (Lin et al., 2014).
+"""Average precision of boxes and of masks by the rules of COCO (Lin et al., 2014).
 
-It is counted by faster-coco-eval: the same numbers as pycocotools', many times faster.
+faster-coco-eval computes it: the same numbers as pycocotools, many times faster.
 
-An average precision is the mean of the precision at 101 recalls; AP is its mean over classes and over the overlaps
-0.50, 0.55, … 0.95 from which on a detection counts, AP50 that at 0.50. Small are objects below 32 x 32 pixels, large
-from 96 x 96. Crowds are ignored: a detection inside one is neither right nor wrong.
+An average precision is the mean of the precision at 101 recalls. AP is its mean over all classes and over ten
+thresholds of the overlap with the true object, 0.50, 0.55, ... 0.95; AP50 is that at 0.50 alone. Objects are small
+below 32 x 32 pixels and large from 96 x 96. Crowds are ignored: a detection inside one is neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from ehm.tasks.class_table import make_class_table
 __all__ = ["DetectionReport", "Precision", "encode_detections", "report_detection"]
 
 Row = dict[str, Any]
-"""A detection or an annotation as COCO has it, ``category_id`` being the class number."""
+"""A detection or an annotation in COCO's format, with the number of the class as ``category_id``."""
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Average precisions in [0, 1], or None if no object counts; ``per_class`` is AP in the order of the classes."""
+    """Average precisions in [0, 1], each None if there is no object; ``per_class`` is AP in the order of classes."""
 
     ap: float | None
     ap50: float | None
@@ -45,9 +45,9 @@ class Precision:
 
 @dataclass(frozen=True)
 class DetectionReport(FiguresCard):
-    """The figures that a detector reaches on ``images`` with ``objects`` (number of each class, crowds left out).
+    """The figures of a detector on ``images`` images; ``objects`` has the number of objects of each class.
 
-    ``masks`` is None if it finds boxes alone.
+    Crowds are not counted. ``masks`` is None if the detector only finds boxes.
     """
 
     images: int
@@ -94,21 +94,21 @@ class DetectionReport(FiguresCard):
         for part, found in parts.items():
             columns[f"AP of {part}"] = list(map(_format_share, found.per_class))
         columns["objects"] = list(map(str, self.objects))
-        # classes without objects come first too: nothing is known of them
+        # classes without objects count as 0 here, and come first
         box_ap = [share or 0.0 for share in self.boxes.per_class]
         worst_first = sorted(range(len(self.classes)), key=box_ap.__getitem__)
         console.print(make_class_table(self.classes, columns, worst_first, "AP"))
 
 
 def encode_detections(image_id: int, found: Detections) -> list[Row]:
-    """Return detections in an image as rows: masks run-length encoded, so that those of many images fit in memory."""
+    """Return the detections in an image as rows, with masks run-length encoded, so that many fit in memory."""
     left, top, right, bottom = found.boxes.T.astype(np.float64)
     boxes = np.stack([left, top, right - left, bottom - top], axis=1).tolist()
     rows: list[Row] = []
     for label, box, score in zip(found.labels.tolist(), boxes, found.scores.tolist(), strict=True):
         rows.append({"image_id": image_id, "category_id": label, "bbox": box, "score": score})
     if found.masks is not None and rows:
-        # pycocotools takes (H, W, n), column by column
+        # pycocotools takes masks as (H, W, n) in column-major order
         codes = mask_tools().encode(np.asfortranarray(found.masks.transpose(1, 2, 0), dtype=np.uint8))
         for row, code in zip(rows, codes, strict=True):
             row["segmentation"] = code
@@ -123,10 +123,10 @@ def report_detection(
     masks: bool,
     detections: int = 100,
 ) -> DetectionReport:
-    """Compare what was ``found`` in ``images`` (each with ``id``, ``height``, ``width``) with the ``truth``.
+    """Compare the detections ``found`` in ``images`` (each with ``id``, ``height``, ``width``) with the ``truth``.
 
-    ``truth`` are COCO's annotations, ``category_id`` being the class number; ``area`` and ``iscrowd`` may be missing.
-    At most ``detections`` of an image count. Raises ValueError without images.
+    The annotations of ``truth`` may lack ``area`` and ``iscrowd``. At most ``detections`` of an image count. Raises
+    ValueError if there are no images.
     """
     if not images:
         raise ValueError("images: there is none to measure")
@@ -135,23 +135,22 @@ def report_detection(
     for image in images:
         sizes[image["id"]] = (image["height"], image["width"])
     objects = []
-    for number, row in enumerate(truth, start=1):  # 0 means "no match" to faster-coco-eval
+    for number, row in enumerate(truth, start=1):  # not from 0, which means "no match" to faster-coco-eval
         objects.append(_complete_row(row, number, sizes[row["image_id"]]))
-    right = _make_database(images, categories, objects)
+    true_objects = _make_database(images, categories, objects)
 
     def measure(kind: Literal["bbox", "segm"]) -> Precision:
-        # areas are taken from masks if there are any, and from boxes otherwise
+        # without the masks of detections when boxes are measured, and the other way round: areas come from what is left
         unused = "bbox" if kind == "segm" else "segmentation"
         rows = []
         for row in found:
-            rows.append(dict(row))
-            rows[-1].pop(unused, None)
-        answers = right.loadRes(rows) if rows else _make_database(images, categories, [])
-        return _evaluate_database(right, answers, kind, len(classes), detections)
+            rows.append({key: value for key, value in row.items() if key != unused})
+        answers = true_objects.loadRes(rows) if rows else _make_database(images, categories, [])
+        return _evaluate_database(true_objects, answers, kind, len(classes), detections)
 
     counts = np.zeros(len(classes), np.int64)
     for row in objects:
-        if not row["iscrowd"]:  # a crowd is no single object
+        if not row["iscrowd"]:  # a crowd is not a single object
             counts[row["category_id"]] += 1
     return DetectionReport(
         images=len(images),
@@ -163,7 +162,7 @@ def report_detection(
 
 
 def _complete_row(row: Row, number: int, size: tuple[int, int]) -> Row:
-    """Return an annotation with the id ``number`` and with what COCO's files have besides."""
+    """Return an annotation with the id ``number``, and with ``area`` and ``iscrowd`` if it lacks them."""
     complete = {**row, "id": number, "iscrowd": int(row.get("iscrowd") or 0)}
     if "area" not in complete:
         complete["area"] = _compute_area(row, size)
@@ -171,7 +170,7 @@ def _complete_row(row: Row, number: int, size: tuple[int, int]) -> Row:
 
 
 def _compute_area(row: Row, size: tuple[int, int]) -> float:
-    """Return the pixels of an object: of its mask, or without one of its box."""
+    """Return the area of an object in pixels: that of its mask, or if it has none, of its box."""
     segmentation = row.get("segmentation")
     if not segmentation:
         return float(row["bbox"][2] * row["bbox"][3])
@@ -185,7 +184,7 @@ def _compute_area(row: Row, size: tuple[int, int]) -> float:
 
 
 def _make_database(images: Sequence[Mapping[str, Any]], categories: list[Row], annotations: list[Row]) -> Any:
-    # by name, as only measuring needs the package; it takes a dictionary only behind its constructor's back
+    # imported here, because only measuring needs the package; its constructor takes a file and no dictionary
     database = import_module("faster_coco_eval").COCO()
     database.dataset = {"images": list(images), "categories": categories, "annotations": annotations}
     database.createIndex()
@@ -193,14 +192,14 @@ def _make_database(images: Sequence[Mapping[str, Any]], categories: list[Row], a
 
 
 def _evaluate_database(
-    right: Any, answers: Any, kind: Literal["bbox", "segm"], classes: int, detections: int
+    truth: Any, answers: Any, kind: Literal["bbox", "segm"], classes: int, detections: int
 ) -> Precision:
-    evaluation = import_module("faster_coco_eval").COCOeval_faster(right, answers, kind)
-    # one limit instead of COCO's three (1, 10 and 100): average precision uses the last alone
+    evaluation = import_module("faster_coco_eval").COCOeval_faster(truth, answers, kind)
+    # one limit instead of COCO's three (1, 10 and 100), because average precision only uses the last one
     evaluation.params.maxDets = [detections]
     evaluation.evaluate()
     evaluation.accumulate()
-    # (overlaps, recalls, classes, areas, detections), -1 where no object counts
+    # (overlaps, recalls, classes, areas, limits of detections), -1 where there is no object
     precision: NDArray[np.float64] = evaluation.eval["precision"][:, :, :, :, -1]
     return Precision(
         ap=_average_known(precision[:, :, :, 0]),

@@ -1,4 +1,4 @@
-"""Detection: boxes, and masks, of the objects in an image."""
+"""Detection: find the boxes, and optionally the masks, of the objects in an image."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ __all__ = ["Detection"]
 _PICTURES = 16
 """Images that an evaluation draws, at most."""
 _SHOWN_REASONS = 5
+"""Reasons for which objects are left out that are printed, at most."""
 
 
 class Detection(Task[DetectionConfig, DetectionReport]):
@@ -66,13 +67,12 @@ class Detection(Task[DetectionConfig, DetectionReport]):
     def divide_source(cls, config: DetectionConfig, source: Source) -> tuple[Subset[CocoSource], Subset[CocoSource]]:
         """Return the images with objects to train on, and all images of the other part, or of the fold, to measure on.
 
-        If the source has one part only, its folds have about equally many images of each class, an image being of its
-        rarest.
+        If the source has no parts, it is divided into folds that are stratified by the rarest class of each image.
         """
         assert isinstance(source, CocoSource)
         name = config.data.source
         _print_unusable(source, name)
-        # images without objects teach nothing here, but measuring counts what is found in them
+        # images without objects are not trained on, but measured, because detections in them are false
         trainable = np.zeros(len(source), bool)
         for index in range(len(source)):
             trainable[index] = bool(source.trainable_objects(index))
@@ -90,8 +90,8 @@ class Detection(Task[DetectionConfig, DetectionReport]):
     ) -> DetectorEvaluation:
         """Prepare to measure the detector of a checkpoint.
 
-        Raises DataError if the source has classes that the detector does not know; those that it knows besides count
-        nowhere.
+        Raises DataError if the source has classes that the detector does not know. Further classes of the detector are
+        not measured.
         """
         settings = merge_config(DetectionConfig, checkpoint, config, overrides, cls.measured_keys)
         classes = tuple(checkpoint.metadata["classes"])
@@ -103,7 +103,7 @@ class Detection(Task[DetectionConfig, DetectionReport]):
 
 
 class DetectorEvaluation(Evaluation[DetectionReport]):
-    """Average precision of a detector of ``classes``, among which are those of the source."""
+    """Measures the average precision of a detector of ``classes``, which include all classes of the source."""
 
     def __init__(
         self,
@@ -121,12 +121,12 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
         self._source = subset.source
 
     def measure(self, title: str = "") -> DetectionReport:
-        """Compare what is found in all images that can be read with their annotations."""
+        """Compare the detections in all images that can be read with their annotations."""
         rows_here: dict[int, list[Row]] = {}
         for batch in track_batches(self.loader, title):
-            found_in_each = self._detector.detect_objects([image for image, _ in batch.images])
-            for index, found in zip(batch.indices.tolist(), found_in_each, strict=True):
-                # in place of an unreadable image another one was read, which counts once
+            detections = self._detector.detect_objects([image for image, _ in batch.images])
+            for index, found in zip(batch.indices.tolist(), detections, strict=True):
+                # by index, because the loader reads another image twice in place of an unreadable one
                 rows_here[index] = encode_detections(index, found)
         rows: dict[int, list[Row]] = {}
         for share in self.processes.gather_values(rows_here):
@@ -153,11 +153,11 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
         return numbers
 
     def draw(self, folder: Path) -> None:
-        """Write pictures of what is found in the first images."""
+        """Write pictures of the detections in the first images."""
         from ehm.analysis.objects import draw_objects
 
         if self.processes.size > 1:
-            return  # drawing is one process's work, and several may share the parameters
+            return  # only one process calls this, but each may hold a share of the parameters
         loader = Loader(
             self._source,
             MirrorTransform(),
@@ -172,7 +172,7 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
             ((image, _),) = batch.images
             (found,) = self._detector.detect_objects([image])
             picture = draw_objects(image, found, self._classes)
-            # numbered, as folders may share names
+            # numbered, because images in different folders may have the same name
             name = f"{number:02d}_{Path(self._source.name(int(batch.indices[0]))).stem}"
             with replace_file(folder / "pictures" / f"{name}.png") as temporary:
                 picture.save(temporary, format="PNG")
@@ -180,14 +180,14 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
 
 
 def _find_rarest_classes(source: CocoSource) -> NDArray[np.int64]:
-    """Return for each image the class that fewest images have among those of its objects; -1 if it has none."""
+    """Return for each image the class of its objects that fewest images have; -1 if it has no objects."""
     present = []
     counts = np.zeros(len(source.classes), np.int64)
     for objects in source.annotations:
         labels = {source.numbers[row["category_id"]] for row in objects}
         present.append(labels)
         counts[list(labels)] += 1
-    # of equally rare classes the first one, whatever the order in the file
+    # of equally rare classes the first one, so that the order of objects in the file does not matter
     rarest = [min(labels, key=lambda label: (counts[label], label), default=-1) for labels in present]
     return np.array(rarest)
 

@@ -1,4 +1,4 @@
-"""The answers of a benchmark: the images that each query should find, and how they are read from its files."""
+"""The right answers of a benchmark: the images that each query should find, read from its files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _DAMAGED = (
     MemoryError,
     RecursionError,
 )
-"""Errors that a damaged pickle may raise, whatever it was damaged in."""
+"""Errors that a damaged pickle may raise."""
 NO_IMAGES = np.zeros(0, np.int64)
 
 
@@ -56,9 +56,9 @@ class Answers:
 def make_answers_by_class(
     labels: NDArray[np.int64], subset: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], tuple[Answers, ...]]:
-    """Return queries, database and answers if each image of ``subset`` is sought among the others, by its class.
+    """Return queries, database and answers for a search in which each image of ``subset`` should find its class.
 
-    ``labels`` are those of all images; queries and database are indices of images.
+    ``labels`` are the classes of all images; queries and database are indices of images, and both are ``subset``.
     """
     labels = labels[subset]
     members = {}
@@ -67,7 +67,7 @@ def make_answers_by_class(
     answers = []
     for position, label in enumerate(labels.tolist()):
         alike = members[label]
-        # junk to itself: the query lies in the database too, where it would always be found first
+        # The query itself is junk: it is in the database too, and would always be found first.
         answers.append(Answers(alike[alike != position], NO_IMAGES, np.array([position])))
     return subset, subset, tuple(answers)
 
@@ -97,7 +97,7 @@ def read_positions(values: Any, images: int, where: str) -> NDArray[np.int64]:
         found = np.array([""])  # lists of several lengths, which are refused below
     if not len(found):
         return NO_IMAGES
-    # booleans and floats would be taken as positions without a word
+    # booleans and floats would be converted to positions silently
     if found.dtype.kind not in "iu" or found.min() < 0 or found.max() >= images:
         raise DataError(
             f"{where}: expected numbers of images from 0 to {images - 1}, not {describe_value(found.tolist()[:5])}"

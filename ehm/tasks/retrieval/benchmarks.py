@@ -1,10 +1,10 @@
-"""Images to search and images to search for, with the answers: revisited Oxford and Paris, or one's own folders.
+"""Benchmarks of retrieval: queries, a database and the right answers, of revisited Oxford and Paris or one's own.
 
     DIR/gnd_roxford5k.pkl   the published answers (Radenovic et al., 2018), or the same in JSON
         jpg/NAME.jpg
-    DIR/queries/CLASS/...   an image of the database answers a query if it is of the same class;
-        database/CLASS/...  or DIR/gnd.json says, in the form of the published answers
-    DIR/CLASS/...           every image is sought among all others
+    DIR/queries/CLASS/...   a query should find the images of its class in the database, unless there is
+        database/CLASS/...  DIR/gnd.json with answers in the published form
+    DIR/CLASS/...           every image is a query to all others
 
 Answers are a dictionary: ``imlist`` and ``qimlist``, the names of images and of queries, and ``gnd``, for each query a
 dictionary of ``easy``, ``hard`` and ``junk``, numbers of images in ``imlist``, and ``bbx``, the box (left, top, right,
@@ -45,7 +45,7 @@ __all__ = ["Benchmark", "BenchmarkSource", "open_benchmark"]
 
 @dataclass(frozen=True)
 class BenchmarkSource:
-    """The images of a benchmark: queries, then the database; ``boxes`` by an image's index."""
+    """The images of a benchmark: the queries, then the database; ``boxes`` are the regions of queries by index."""
 
     files: Names
     boxes: Mapping[int, Box]
@@ -60,7 +60,7 @@ class BenchmarkSource:
         return len(self.files)
 
     def load(self, index: int) -> Image.Image:
-        """Return the image in RGB, or what its box holds of it, as it is seen; raises BrokenImage."""
+        """Return the image in RGB, turned upright and cropped to its box if it has one; raises BrokenImage."""
         image = decode_image(self.files[index], value_range=self.value_range)
         box = self.find_box(index, read_head(self.files[index]))
         if box is None:
@@ -68,10 +68,10 @@ class BenchmarkSource:
         return image.crop(box)
 
     def find_box(self, index: int, head: Head) -> tuple[int, int, int, int] | None:
-        """Return the box of an image in whole pixels of the image as it is seen, or None if it has none.
+        """Return the box of an image in whole pixels of the upright image, or None if it has none.
 
-        Published boxes count stored pixels, before EXIF turns the image; they may reach beyond it. Raises BrokenImage
-        if nothing of the box lies inside.
+        Published boxes are in stored pixels, before EXIF turns the image, and may extend beyond it. Raises BrokenImage
+        if a box is completely outside of the image.
         """
         box = self.boxes.get(index)
         if box is None:
@@ -96,7 +96,8 @@ class BenchmarkSource:
 class Benchmark:
     """A published benchmark, or one's own: ``queries`` (q,) and ``database`` (m,) are image indices into ``source``.
 
-    ``answers`` has what each query should find; ``revisited`` says whether they tell easy from hard.
+    ``answers`` are the images that each query should find; ``revisited`` is true if they are divided into easy and
+    hard ones.
     """
 
     source: BenchmarkSource
@@ -107,10 +108,10 @@ class Benchmark:
 
 
 def open_benchmark(location: str) -> Benchmark:
-    """Open the benchmark at ``location``, a folder or the file with its answers; see the head of this module.
+    """Open the benchmark at ``location``, a folder as described at the top of this file, or the file with its answers.
 
-    Raises DataError that names the file and what is wrong with it: answers that are none, an image that is missing, a
-    number that no image has, a box that holds nothing.
+    Raises DataError, which names the file, for answers that cannot be read, a missing image, a number that no image
+    has, or an empty box.
     """
     path = Path(location).expanduser()
     if path.is_file():
@@ -141,13 +142,13 @@ def open_benchmark(location: str) -> Benchmark:
 
 
 def _open_revisited(file: Path) -> Benchmark:
-    """Open a benchmark whose answers lie in ``file``, beside its images."""
+    """Open a benchmark whose answers are in ``file``, beside the folder of its images."""
     content = read_answers(file)
     database = content["imlist"]
     queries = content["qimlist"]
     if not database or not queries:
         raise DataError(f"{file}: has no {'queries' if database else 'images'}")
-    # queries come first, so that their numbers are those of their boxes
+    # queries come first, so that the number of a query is the index of its box
     files = [_find_image(file.parent, "queries", name, file) for name in queries]
     files += [_find_image(file.parent, "database", name, file) for name in database]
     boxes: dict[int, Box] = {}
@@ -169,13 +170,13 @@ def _open_revisited(file: Path) -> Benchmark:
 
 
 def _check_boxes(source: BenchmarkSource, answers: Path) -> None:
-    """Raise DataError if a box holds nothing of its image, before anything is computed."""
+    """Raise DataError if a box is outside of its image, before anything is computed."""
     for number in source.boxes:
-        # the head is enough: it has the size and the orientation
+        # the head of the file is enough, because it has the size and the orientation
         try:
             head = read_head(source.files[number])
         except BrokenImage:
-            continue  # the loader says what is wrong with the file
+            continue  # the loader reports files that cannot be read
         try:
             source.find_box(number, head)
         except BrokenImage as error:
@@ -183,7 +184,7 @@ def _check_boxes(source: BenchmarkSource, answers: Path) -> None:
 
 
 def _find_image(root: Path, part: str, name: Any, answers: Path) -> str:
-    """Return the file of an image: in ``jpg/`` as published, or in the folder of its part; the suffix may be absent."""
+    """Return the file of an image, in ``jpg/`` or in the folder of its part; ``name`` may lack the suffix ``.jpg``."""
     for folder_path in (root / part, root / "jpg", root):
         for file in (folder_path / f"{name}", folder_path / f"{name}.jpg"):
             if file.is_file():
@@ -192,7 +193,7 @@ def _find_image(root: Path, part: str, name: Any, answers: Path) -> str:
 
 
 def _open_query_folders(root: Path) -> Benchmark:
-    """Open ``queries/`` and ``database/``, which have a folder for each class, of the same names."""
+    """Open ``queries/`` and ``database/``, which have a folder for each class, with the same names in both."""
     queries, query_classes = _read_class_folders(root, "queries")
     database, database_classes = _read_class_folders(root, "database")
     absent = sorted(set(query_classes) - set(database_classes))

@@ -1,4 +1,4 @@
-"""Mean average precision of rankings, as revisited Oxford and Paris count it (Radenovic et al., 2018).
+"""Mean average precision of rankings by the rules of revisited Oxford and Paris (Radenovic et al., 2018).
 
 Shapes: q queries, m images of the database, D features.
 """
@@ -20,17 +20,17 @@ from ehm.tasks.retrieval.answers import Answers
 __all__ = ["KAPPAS", "Protocol", "RetrievalReport", "compute_average_precision", "find_ranks", "report_retrieval"]
 
 KAPPAS = (1, 5, 10)
-"""Numbers of first images among which the precision is measured."""
+"""The precision is measured among the first so many images of a ranking."""
 _NO_IMAGES = np.zeros(0, np.int64)
 _QUERIES_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Figures in [0, 1]: means over the ``queries`` that have anything to find.
+    """Figures in [0, 1]: means over the ``queries`` that have images to find.
 
-    ``map`` is the mean average precision, ``precision[i]`` the mean precision among the first ``KAPPAS[i]``, or as many
-    as it takes to find all. Both are NaN, null in JSON, if no query has anything to find.
+    ``map`` is the mean average precision, and ``precision[i]`` the mean precision among the first ``KAPPAS[i]`` images,
+    or up to the last image to find if that comes sooner. Both are NaN, null in JSON, if there are no such queries.
     """
 
     queries: int
@@ -40,10 +40,10 @@ class Protocol:
 
 @dataclass(frozen=True)
 class RetrievalReport(FiguresCard):
-    """The figures of a measurement: ``protocols`` by name, ``images`` in the database, ``descriptor`` features.
+    """The figures of ``protocols`` by name, the number of ``images`` in the database, and the ``descriptor``'s length.
 
-    Revisited benchmarks have ``medium`` (easy and hard images are to be found), ``hard`` (hard ones, easy ones are
-    junk) and ``easy``; others have ``all``.
+    Revisited benchmarks have three protocols: ``medium`` (find easy and hard images), ``hard`` (find hard ones; easy
+    ones are junk) and ``easy`` (find easy ones; hard ones are junk). Others have one, ``all``.
     """
 
     protocols: dict[str, Protocol]
@@ -63,7 +63,7 @@ class RetrievalReport(FiguresCard):
 
     @property
     def score(self) -> float:
-        """The figure that the best checkpoint is chosen by: mean average precision, of Medium if there is that."""
+        """The figure that the best checkpoint is chosen by: mean average precision, of the protocol medium if any."""
         return next((value for value in self.figures.values() if value is not None), 0.0)
 
     def to_json(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class RetrievalReport(FiguresCard):
         }
 
     def show(self) -> None:
-        """Print a row a protocol."""
+        """Print a row for each protocol."""
         table = Table("protocol", "queries", "mAP")
         for kappa in KAPPAS:
             table.add_column(f"mP@{kappa}")
@@ -97,13 +97,13 @@ class RetrievalReport(FiguresCard):
 def report_retrieval(
     queries: NDArray[np.float32], database: NDArray[np.float32], answers: Sequence[Answers], revisited: bool
 ) -> RetrievalReport:
-    """Rank ``database`` (m, D) for each of ``queries`` (q, D) by their product, and count what ``answers`` say."""
+    """Rank ``database`` (m, D) for each of ``queries`` (q, D) by their product, and compare with the ``answers``."""
     names = ("medium", "hard", "easy") if revisited else ("all",)
     figures: dict[str, list[list[float]]] = {name: [] for name in names}
     for order, answer in zip(_rank_database(queries, database), answers, strict=True):
         for name in names:
             positive, junk = _divide_answers(answer, name)
-            if len(positive):  # a query without answers says nothing, and the published code skips it too
+            if len(positive):  # the published code also skips queries without images to find
                 ranks = find_ranks(order, positive, junk)
                 precisions = [_compute_precision(ranks, kappa) for kappa in KAPPAS]
                 figures[name].append([compute_average_precision(ranks), *precisions])
@@ -119,7 +119,7 @@ def report_retrieval(
 
 
 def _divide_answers(answer: Answers, protocol: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return which images are to be found, and which count neither for nor against, by the rules of ``protocol``."""
+    """Return the images to find, and those that count neither for nor against, by the rules of ``protocol``."""
     if protocol == "medium":
         return np.concatenate([answer.easy, answer.hard]), answer.junk
     if protocol == "hard":
@@ -132,32 +132,33 @@ def _divide_answers(answer: Answers, protocol: str) -> tuple[NDArray[np.int64], 
 def find_ranks(
     order: NDArray[np.int64], positive: NDArray[np.int64], junk: NDArray[np.int64] = _NO_IMAGES
 ) -> NDArray[np.int64]:
-    """Return the ranks, from 0 and rising, of ``positive`` images in ``order`` (m,) once ``junk`` is taken out."""
+    """Return the sorted ranks, from 0 on, of ``positive`` images in ``order`` (m,) without ``junk``."""
     kept = order[~np.isin(order, junk)]
     return np.flatnonzero(np.isin(kept, positive))
 
 
 def compute_average_precision(ranks: NDArray[np.int64]) -> float:
-    """Return the area under precision over recall by trapezoids, of all positives' ``ranks`` (n,), from 0 and rising.
+    """Return the area under the curve of precision over recall, given the sorted ``ranks`` (n,) of all positives.
 
-    As the published ``compute_ap``: between the n-th positive and the one before, precision goes from that right before
-    it to that with it. scikit-learn's ``average_precision_score`` takes the latter alone, and so gives less.
+    It is computed by trapezoids, as in the published ``compute_ap``: each positive adds the mean of the precision just
+    before it and the precision with it. scikit-learn's ``average_precision_score`` only takes the latter, which is
+    less.
     """
-    # the first image of all has no precision before it, which the published code takes as 1
+    # before rank 0 there is no precision; the published code takes 1
     found = np.arange(len(ranks))
     before = np.where(ranks == 0, 1.0, found / np.maximum(ranks, 1))
     return float(np.mean((before + (found + 1) / (ranks + 1)) / 2))
 
 
 def _compute_precision(ranks: NDArray[np.int64], kappa: int) -> float:
-    """Return the share of positives among the first ``kappa``, or up to the last of them if that is sooner."""
-    among = min(int(ranks.max()) + 1, kappa)
-    return float((ranks < among).sum() / among)
+    """Return the share of positives among the first ``kappa`` images, or up to the last positive if that is sooner."""
+    images = min(int(ranks.max()) + 1, kappa)
+    return float((ranks < images).sum() / images)
 
 
 def _rank_database(queries: NDArray[np.float32], database: NDArray[np.float32]) -> Iterator[NDArray[np.int64]]:
-    """Yield the database's indices for each query, the most alike first; of equal ones, the lower index."""
-    # a block of queries at a time, as all similarities at once may not fit into memory
+    """Yield the indices of the database for each query, the most similar first, and of equal ones the lower index."""
+    # in blocks of queries, because all similarities together may not fit into memory
     for start in range(0, len(queries), _QUERIES_AT_ONCE):
         similarity = queries[start : start + _QUERIES_AT_ONCE] @ database.T
         yield from np.argsort(-similarity, axis=1, kind="stable")

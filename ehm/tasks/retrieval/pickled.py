@@ -1,7 +1,7 @@
-"""A pickle of plain values and of NumPy's arrays of numbers, read so that nothing in it is executed.
+"""Read a pickle of plain values and of NumPy's arrays of numbers without executing anything in it.
 
-The functions of NumPy that pickles call are replaced by ones that make lists of numbers. NumPy's own are not safe here:
-``ndarray((1,), "O", buffer)`` takes eight bytes of the file for the address of an object.
+The functions of NumPy that pickles call are replaced by functions that make lists of numbers. NumPy's own are not safe
+here: ``ndarray((1,), "O", buffer)`` takes eight bytes of the file for the address of an object.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def read_pickle(stream: IO[bytes]) -> Any:
 
 class _NumberUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for a name in the pickle; raises UnpicklingError if there is none."""
-        # numpy.core became numpy._core in NumPy 2, so that only the package is compared
+        """Return the replacement of a function in the pickle; raises UnpicklingError if there is none."""
+        # only the package is compared, because numpy.core became numpy._core in NumPy 2
         if module.partition(".")[0] == "numpy" and name in _NUMPY_STAND_INS:
             return _NUMPY_STAND_INS[name]
         if (module, name) in _BYTES_NAMES:
@@ -73,7 +73,7 @@ def _encode_latin1(text: str = "", encoding: str = "latin1") -> bytes:
 
 
 _BYTES_NAMES = {("_codecs", "encode"), ("__builtin__", "bytes"), ("builtins", "bytes")}
-"""Names by which pickles make bytes."""
+"""Functions that pickles call to make bytes."""
 _NUMPY_STAND_INS: dict[str, Any] = {
     "_reconstruct": _NumberList,
     "_frombuffer": _decode_numbers,
@@ -81,4 +81,4 @@ _NUMPY_STAND_INS: dict[str, Any] = {
     "ndarray": None,  # an argument of _reconstruct, which ignores it
     "dtype": _NumberType,
 }
-"""Replacements of the functions of NumPy that pickles call; they stand below what they name."""
+"""Replacements of the functions of NumPy that pickles call; at the end of the file, after their definitions."""

@@ -1,6 +1,6 @@
-"""Queries and a database for retrieval: a benchmark, classes that are held out, or all images of a source.
+"""Queries and a database for retrieval: of a benchmark, of held-out classes, or of all images of a source.
 
-q is the number of queries, m that of images to search, n that of all images of a source.
+q is the number of queries, m the number of images in the database, and n that of all images of a source.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class NumberedSource:
-    """A source whose labels are the indices of its images, so that descriptors can be told apart."""
+    """A source whose labels are the indices of its images, so that a loader returns the index of each descriptor."""
 
     source: Source
     classes: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class NumberedSource:
         return len(self.source)
 
     def load(self, index: int) -> Any:
-        """Return the image, as the source gives it."""
+        """Return the image from the source."""
         return self.source.load(index)
 
     def name(self, index: int) -> str:
@@ -65,9 +65,9 @@ class NumberedSource:
 
 @dataclass(frozen=True)
 class Search:
-    """Images of ``subset`` to search for (q,) and among (m,), both indices of its source, and what is to be found.
+    """The ``queries`` (q,) and the ``database`` (m,), indices of the source of ``subset``, and the right ``answers``.
 
-    ``revisited`` says whether the answers tell easy from hard.
+    ``revisited`` is true if the answers are divided into easy and hard ones.
     """
 
     subset: Subset[NumberedSource]
@@ -82,16 +82,16 @@ class Search:
         return Subset(self.subset.source.source, self.subset.selected, self.subset.title)
 
     def restrict(self, images: Subset[Source]) -> Search:
-        """Return the search among ``images`` alone: others are neither sought nor found nor missed.
+        """Return the search with ``images`` only; others are left out, as queries, database and answers.
 
-        Raises DataError if nothing is left to find.
+        Raises DataError if no query has an image to find then.
         """
         if len(images) == len(self.subset):
             return self
         is_kept = np.zeros(len(self.subset.source), bool)
         is_kept[images.indices] = True
         is_there = is_kept[self.database]
-        # one query with an answer is enough: a search without any has no figures
+        # one query with an image to find is enough for figures
         for query, answer in zip(self.queries.tolist(), self.answers, strict=True):
             if is_kept[query] and (is_there[answer.easy].any() or is_there[answer.hard].any()):
                 return replace(self, subset=Subset(self.subset.source, images.selected, images.title))
@@ -99,7 +99,10 @@ class Search:
 
 
 def open_search(config: RetrievalConfig) -> Search:
-    """Open the benchmark; or the validation images, or all if there are no parts, each sought among the others."""
+    """Open the benchmark of ``config``; without one, search the validation part, or all images if there are no parts.
+
+    Each of these images is then a query to the others.
+    """
     if config.benchmark is not None:
         return _open_benchmark(config.benchmark, config)
     source = open_source(config.data, "train")
@@ -109,22 +112,22 @@ def open_search(config: RetrievalConfig) -> Search:
 
 
 def split_classes(config: RetrievalConfig, source: Source) -> tuple[NDArray[np.int64], Search]:
-    """Return the classes of ``source`` to train on and the search to measure on.
+    """Return the classes of ``source`` to train on, and the search to measure on.
 
-    ``fold`` of ``folds`` parts of the classes is held out, always the same, unless there is a benchmark or a
-    validation part.
+    Unless there is a benchmark or a validation part, the classes are divided into ``folds`` parts, always in the same
+    way, and the part ``fold`` is held out to measure on.
     """
     labels = require_labels(source, config.data.source)
     classes = np.arange(len(source.classes))
     if config.benchmark is not None or source.split == "train":
         return classes, open_search(config)
-    # with one class held out, every image would be an answer to every query
+    # at least two classes have to be held out: with one, every image would be a right answer
     if len(classes) < 2 * config.folds:
         raise ConfigError(
             f"folds {config.folds}: {len(classes)} classes of {config.data.source} cannot be parted into as many of "
             "two classes at least; set benchmark to measure on other images"
         )
-    # whole classes are held out: a descriptor is to find things that it has never seen
+    # whole classes are held out, because a descriptor has to work for objects that it was not trained on
     is_held_out = draw_folds(len(classes), config) == config.fold
     title = f"{is_held_out.sum():,} other classes, {describe_fold(config)}"
     held_out = Subset(source, np.flatnonzero(is_held_out[labels]), title)
@@ -136,12 +139,13 @@ def choose_benchmark(
 ) -> str | None:
     """Return the benchmark to measure a checkpoint on, or None for the images of ``config.data.source``.
 
-    The one of the training counts as well as one that ``is_given`` now, unless other images are given now.
+    A benchmark that ``is_given`` by the user always counts. The benchmark of the training counts unless the user gives
+    another ``data.source``.
     """
     if config.benchmark is None or is_given:
         return config.benchmark
     if config.data.source == checkpoint.metadata["config"]["data"]["source"]:
-        return config.benchmark  # the images of the training need not be there
+        return config.benchmark  # decided by the path, because the images of the training may be gone
     source = open_source(config.data, "train")
     if holds_training_images(checkpoint, config, source, processes):
         return config.benchmark
@@ -156,7 +160,7 @@ def search_benchmark(benchmark: str, checkpoint: Checkpoint, config: RetrievalCo
 
 
 def search_classes(images: Subset[Source], config: RetrievalConfig) -> Search:
-    """Return the search for every one of ``images`` among the others; those of its class are to be found."""
+    """Return the search in which each of ``images`` is a query to the others, and should find those of its class."""
     labels = require_labels(images.source, config.data.source)
     queries, database, answers = make_answers_by_class(labels, images.indices)
     if not any(len(answer.easy) for answer in answers):

@@ -1,4 +1,4 @@
-"""Retrieval: one descriptor for an image, near to those of other images of the same thing."""
+"""Retrieval: an image gets one descriptor, which is close to those of other images of the same object."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
         search = search.restrict(self.val)
         self.val = search.subset
         self.class_counts = count_labels(train, config.data, classes)
-        # the numbers of the classes that are trained, which leave out those that are held out
+        # from the number of a class in the source to its number in training, -1 for held-out classes
         self._class_numbers = np.full(len(source.classes), -1)
         self._class_numbers[train_classes] = np.arange(len(train_classes))
         self.learner = backend.create_task_learner(self.learner_config, len(classes), self.take_first_weights())
@@ -96,12 +96,12 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
     ) -> EmbedderEvaluation:
         """Prepare to measure the descriptor of a checkpoint on a benchmark or on other images.
 
-        Images of ``data.source`` that are not those of the training are all sought among each other.
+        If ``data.source`` is not the source of the training, each of its images is a query to all others.
         """
         given = load_config(RetrievalConfig, config or checkpoint.metadata["config"], overrides)
         settings = merge_config(RetrievalConfig, checkpoint, config, overrides, cls.measured_keys)
         settings = settings.model_copy(update={"benchmark": given.benchmark})
-        # a benchmark of the configuration file counts as given, one that the checkpoint keeps does not
+        # given by the user, and not only stored in the checkpoint
         is_given = config is not None or any(override.startswith("benchmark=") for override in overrides)
         benchmark = choose_benchmark(checkpoint, settings, is_given, backend.processes)
         settings = settings.model_copy(update={"benchmark": benchmark})
@@ -118,10 +118,10 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
     def open_untrained(
         cls, init: str, backend: Backend, config: str | Path | None, overrides: Sequence[str]
     ) -> EmbedderEvaluation:
-        """Prepare to measure an encoder as it is: the generalised mean of its patch tokens, without whitening."""
+        """Prepare to measure an encoder without training: its descriptor is the generalised mean of patch tokens."""
         settings = load_config(RetrievalConfig, config, overrides)
         model = settings.model.model_copy(update={"init": init})
-        # without training there is no whitening, which would be a random projection
+        # no dim, because the projection to it (whitening) would be a random one
         settings = settings.model_copy(update={"model": model, "dim": None})
         search = open_search(settings)
         new = leave_out_seen(
@@ -139,7 +139,7 @@ class Retrieval(Task[RetrievalConfig, RetrievalReport]):
 
 
 class EmbedderEvaluation(Evaluation[RetrievalReport]):
-    """Figures of an embedder: all images of a search are described once, and ranked for each query."""
+    """Measures an embedder: computes the descriptors of all images once, and ranks the database for each query."""
 
     def __init__(self, embedder: Embedder, search: Search, config: RetrievalConfig, backend: Backend) -> None:
         transform = EvalTransform.from_spec(embedder.image_size, embedder.inputs)
@@ -149,13 +149,13 @@ class EmbedderEvaluation(Evaluation[RetrievalReport]):
         self._search = search
 
     def measure(self, title: str = "") -> RetrievalReport:
-        """Rank the database for each query; images that cannot be read are neither sought nor searched nor missed."""
+        """Rank the database for each query, without the queries, database images and answers that cannot be read."""
         search = self._search
         numbers, rows = collect_predictions(self._describe, self.loader, title, self.processes)
         row_of = np.full(len(search.subset.source), -1)
         row_of[numbers] = np.arange(len(numbers))
         is_there = row_of[search.database] >= 0
-        # answers are positions in the database, which move up where images before them are missing
+        # answers are positions in the database, which get smaller if images before them are left out
         new_position = np.where(is_there, np.cumsum(is_there) - 1, -1)
 
         def move_positions(positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -173,7 +173,7 @@ class EmbedderEvaluation(Evaluation[RetrievalReport]):
         return report_retrieval(queries, database, answers, search.revisited)
 
     def _describe(self, images: Any) -> NDArray[np.float32]:
-        if isinstance(images, tuple):  # whole images come one by one, and not stacked
+        if isinstance(images, tuple):  # make_single_image_loader does not stack images
             images = np.stack(images)
         return self._embedder.compute_descriptors(images)
 

@@ -1,4 +1,4 @@
-"""Transforms of images to describe: whole, in their own proportions, or larger than the network takes them."""
+"""Transforms of images for descriptors: complete images in their own proportions, or crops in a larger size."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["EnlargeTransform", "ShrinkTransform"]
 
 @dataclass(frozen=True)
 class ShrinkTransform:
-    """Reduces images (bicubic) to ``longest`` pixels at most, proportions kept; smaller ones stay as they are.
+    """Reduces images (bicubic) to ``longest`` pixels at most, in their own proportions; smaller ones are unchanged.
 
-    As the published codes of revisited Oxford and Paris (Radenovic et al., 2018) and of DELG (Cao et al., 2020) do.
+    So does the published code of revisited Oxford and Paris (Radenovic et al., 2018) and of DELG (Cao et al., 2020).
     """
 
     longest: int
@@ -27,7 +27,7 @@ class ShrinkTransform:
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         """Return the sample (H, W, 3) of an RGB image of any size."""
         factor = self.longest / max(image.size)
-        if factor < 1:  # neither of the published codes enlarges
+        if factor < 1:  # the published code does not enlarge images either
             width = max(1, round(image.width * factor))
             height = max(1, round(image.height * factor))
             image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -36,9 +36,9 @@ class ShrinkTransform:
 
 @dataclass(frozen=True)
 class EnlargeTransform:
-    """Shows the region of an image that ``transform`` shows, at another size (height, width).
+    """Crops the same region of an image as ``transform``, in another size (height, width).
 
-    Descriptors at several scales are all computed from the largest of them.
+    Descriptors at several scales are computed from the largest one, which this returns.
     """
 
     transform: EvalTransform
@@ -51,25 +51,31 @@ class EnlargeTransform:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> NDArray[np.uint8]:
         """Return the sample (H, W, 3) of an RGB image of any size."""
-        # at its own size an image is prepared exactly as an exported bundle does it
+        # in the same size the result has to be exactly that of transform, which exported bundles use
         if self.size == self.transform.image_size:
             return self.transform(image, rng)
         return np.asarray(self._enlarge(image))
 
     def _enlarge(self, image: Image.Image) -> Image.Image:
-        """Resize the region straight from the image, so that it is resized once; beyond the image lies its colour."""
+        """Crop and resize the region in one step, so that it is resized only once; padding has the fill colour."""
         image = self.transform.shorten(image)
         height, width = self.transform.image_size
         (resized_width, resized_height), (left, top) = self.transform.layout(*image.size)
 
-        # the part of the crop that lies inside the resized image, first in its pixels, then in those of the image
+        # the part of the crop inside the resized image: first in pixels of that, then as a box in the original image
         first_x = max(left, 0)
         first_y = max(top, 0)
         last_x = min(left + width, resized_width)
         last_y = min(top + height, resized_height)
-        x = image.width / resized_width
-        y = image.height / resized_height
-        box = (first_x * x, first_y * y, min(last_x * x, image.width), min(last_y * y, image.height))
+        x_scale = image.width / resized_width
+        y_scale = image.height / resized_height
+        box = (
+            first_x * x_scale,
+            first_y * y_scale,
+            # rounding must not lead outside of the image
+            min(last_x * x_scale, image.width),
+            min(last_y * y_scale, image.height),
+        )
 
         across = self.size[1] / width
         down = self.size[0] / height

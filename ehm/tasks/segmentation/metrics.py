@@ -1,4 +1,4 @@
-"""Figures of a segmentation, as ADE20K's benchmark and mmsegmentation count them: over the pixels of the whole set.
+"""Figures of a segmentation by the rules of ADE20K's benchmark and mmsegmentation: over the pixels of all images.
 
 Shapes: C classes.
 """
@@ -22,11 +22,12 @@ __all__ = ["SegmentationReport", "count_pixels", "report_segmentation"]
 
 @dataclass(frozen=True)
 class SegmentationReport(FiguresCard):
-    """The figures of an evaluation on ``images``. Shares are in [0, 1]; those of classes have the order of ``classes``.
+    """The figures of an evaluation on ``images`` images, as shares in [0, 1].
 
-    ``iou`` is the intersection over union of a class, None if it neither occurs nor is predicted; ``accuracy`` the
-    share of its pixels that were found, None if it does not occur. ``miou`` and ``macc`` are the means of those that
-    are not None, ``aacc`` is the share of all pixels that are right. ``pixels`` counts those of each class.
+    ``iou``, ``accuracy`` and ``pixels`` are in the order of ``classes``. ``iou`` is the intersection over union of a
+    class, None if it neither occurs nor is predicted. ``accuracy`` is the share of the pixels of a class that are
+    predicted right, None if it does not occur. ``miou`` and ``macc`` are the means over classes without None, and
+    ``aacc`` is the share of all pixels that are right. ``pixels`` are the numbers of pixels of the classes.
     """
 
     images: int
@@ -53,7 +54,7 @@ class SegmentationReport(FiguresCard):
         return asdict(self)
 
     def show(self) -> None:
-        """Print the figures, and each class, of many those of the lowest intersection over union."""
+        """Print the figures and a table of classes; if they are many, of those with the lowest IoU."""
         total = sum(self.pixels)
         console.print(
             f"mIoU {self.miou:.2%}, aAcc {self.aacc:.2%}, mAcc {self.macc:.2%} on {self.images:,} images, "
@@ -67,21 +68,21 @@ class SegmentationReport(FiguresCard):
         columns = {}
         for name, values in shares.items():
             columns[name] = list(map(_format_share, values))
-        # classes that neither occur nor are predicted are no bad ones
+        # without classes that neither occur nor are predicted, because they have no IoU
         known = {index: share for index, share in enumerate(self.iou) if share is not None}
         console.print(make_class_table(self.classes, columns, sorted(known, key=known.__getitem__), "IoU"))
 
 
 def count_pixels(labels: NDArray[np.uint8], predicted: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
-    """Return the pixels (C, C) of one image: the row is the true class, the column the predicted one.
+    """Count the pixels (C, C) of one image: the row is the true class, the column the predicted one.
 
-    Both are (H, W) of classes below C; ``labels`` may also be 255, which is not counted. Raises ValueError if their
-    shapes differ.
+    ``labels`` and ``predicted`` (H, W) are numbers of classes below C; ``labels`` may also be 255, which is not
+    counted. Raises ValueError if their shapes differ.
     """
     if labels.shape != predicted.shape:
         raise ValueError(f"predicted: has the shape {predicted.shape}, and the labels {labels.shape}")
     valid = labels != IGNORED
-    # a number for each pair of classes, so that one count serves for all pixels
+    # pairs of classes as single numbers, which np.bincount counts in one pass
     pairs = labels[valid].astype(np.int64) * classes + predicted[valid]
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
@@ -90,16 +91,15 @@ def report_segmentation(counts: NDArray[np.int64], classes: Sequence[str], image
     """Return the figures of ``counts`` (C, C), summed over images by :func:`count_pixels`; ValueError if all are 0."""
     if not counts.sum():
         raise ValueError("counts: there is no pixel to measure")
-    # counted over the pixels of all images, as the benchmark does, and not averaged over images
-    right = np.diag(counts)
+    correct = np.diag(counts)
     true = counts.sum(axis=1)
-    called = counts.sum(axis=0)
-    iou = _divide_or_nan(right, true + called - right)
-    accuracy = _divide_or_nan(right, true)
+    predicted = counts.sum(axis=0)
+    iou = _divide_or_nan(correct, true + predicted - correct)
+    accuracy = _divide_or_nan(correct, true)
     return SegmentationReport(
         images=images,
         miou=float(np.nanmean(iou)),
-        aacc=float(right.sum() / counts.sum()),
+        aacc=float(correct.sum() / counts.sum()),
         macc=float(np.nanmean(accuracy)),
         classes=tuple(classes),
         iou=_replace_nan(iou),

@@ -1,4 +1,4 @@
-"""Segmentation: every pixel has one of C labels."""
+"""Semantic segmentation: every pixel has one of C classes."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ from ehm.training.loaders import make_single_image_loader, make_train_loader
 __all__ = ["Segmentation"]
 
 _SHOWN_MASKS = 3
-"""Wrong masks that a message names one by one."""
+"""Wrong masks that a message names, at most."""
 _SHOWN_CLASSES = 5
+"""Classes that a message names, at most."""
 
 
 class Segmentation(Task[SegmentationConfig, SegmentationReport]):
@@ -43,7 +44,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
     def __init__(self, config: SegmentationConfig, backend: Backend, start: Checkpoint | None = None) -> None:
         train, val = self.split_images(config)
         super().__init__(config, backend, train, val, start)
-        # a resumed run has read its masks before, and its images are the same
+        # not for a resumed run, which has checked the same masks before
         if config.data.check and start is None:
             train_counts = _check_masks(train, config, self.processes)
             val_counts = _check_masks(self.val, config, self.processes)
@@ -54,7 +55,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
         self.headline = f"Training UperNet on {config.model.init}"
 
         data = config.data
-        # beyond an image lies the mean colour, which is 0 once it is normalised
+        # crops are padded with the mean colour, which is 0 once it is normalised
         red, green, blue = (min(255, round(255 * value)) for value in self.learner.inputs.mean)
         transform = CropTransform(
             config.crop_size,
@@ -70,7 +71,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
 
     def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
         """Take an optimiser step on crops of images and of their masks."""
-        # the label travels as a fourth channel, so that image and mask share one array
+        # CropTransform returns the mask as a fourth channel of the image, so that a sample is one array
         images = batch.images[..., :3]
         labels = batch.images[..., 3]
         return self.learner.train_step(images, labels, lr, self.config.optim.weight_decay)
@@ -108,7 +109,7 @@ class Segmentation(Task[SegmentationConfig, SegmentationReport]):
 
 
 class SegmenterEvaluation(Evaluation[SegmentationReport]):
-    """Figures of a segmenter of ``classes``: each image by itself, against its mask in its own size."""
+    """Measures a segmenter of ``classes``: it segments one image after the other, in the original size of its mask."""
 
     def __init__(
         self,
@@ -132,7 +133,8 @@ class SegmenterEvaluation(Evaluation[SegmentationReport]):
         counts = np.zeros((len(self._classes), len(self._classes)), np.int64)
         for batch in track_batches(self.loader, title):
             for index, (image, labels) in zip(batch.indices.tolist(), batch.images, strict=True):
-                # in place of an unreadable image the loader reads another one, which counts once, in its own process
+                # the loader reads another image in place of an unreadable one: it counts once, and only in the process
+                # that has it in its share
                 if index in measured or index not in share:
                     continue
                 measured.add(index)
@@ -149,8 +151,11 @@ class SegmenterEvaluation(Evaluation[SegmentationReport]):
 
 
 def _with_classes(source: PairSource, classes: tuple[str, ...], name: str) -> PairSource:
-    """Return ``source`` with ``classes``: its own, or more if nobody has named its own. Raises DataError for others."""
-    # classes that nobody named are numbers up to the largest one in the masks, which may be smaller in this part
+    """Return ``source`` with ``classes``; raises DataError if its own are different.
+
+    It may have fewer if they have no names: they are then the numbers up to the largest one in the masks, which may be
+    smaller in this part than in another.
+    """
     if source.classes == classes or (not source.named and len(source.classes) <= len(classes)):
         return replace(source, classes=classes)
     raise DataError(
@@ -160,7 +165,7 @@ def _with_classes(source: PairSource, classes: tuple[str, ...], name: str) -> Pa
 
 
 def _check_masks(subset: Subset[PairSource], config: SegmentationConfig, processes: Processes) -> MaskCounts:
-    """Count what masks hold; DataError if they do not fit their images or the classes. All processes call this."""
+    """Count the pixels in masks; DataError if masks do not fit their images or the classes. All processes call this."""
     counts = MaskCounts()
     share = subset.indices[processes.rank :: processes.size].tolist()
     wrong_here = check_pairs(subset.source, share, config.data.workers, counts)

@@ -1,7 +1,7 @@
-"""The answer in what a language model writes: its first sentence, a yes or no, a number; and VQA's normal form.
+"""Find the answer in the text of a language model: a first sentence, a yes or no, or a number; and VQA's normal form.
 
-The rules are those of GVT's evaluation as the paper describes them (V-B), by whole words: GVT's published code looks
-for "no" anywhere, and finds it in "now", and a "one" in "none". Case is ignored.
+The rules are those of GVT's evaluation as the paper describes them (V-B). Words are compared as a whole, unlike in
+GVT's published code, which finds "no" in "now" and "one" in "none". Case is ignored.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _NUMBER_WORDS = (
 _NUMBERS = {word: number for number, word in enumerate(_NUMBER_WORDS.split())} | {"none": 0}
 _NUMBER = re.compile(rf"\b(\d+|{'|'.join(_NUMBERS)})\b")
 _MOST_DIGITS = 9
-"""Digits of a number that are read: more than anybody counts, and Python refuses thousands of them."""
+"""Digits of a number that are read: enough for any count, and Python refuses to convert thousands of them."""
 _COMMA_IN_NUMBER = re.compile(r"(?<=\d),(?=\d)")
 
-# What follows is the normal form of the official program of VQAv2 (GT-Vision-Lab/VQA), with its peculiarities.
+# The normal form of the official program of VQAv2 (GT-Vision-Lab/VQA), including its peculiarities.
 _SIGNS = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_BETWEEN_DIGITS = re.compile(r"\d,\d")
 _LAST_FULL_STOPS = re.compile(r"\.(?!\d)")
 _MOST_FULL_STOPS = 32
-"""Full stops that are taken out: the program passes a flag of this value where the number is expected."""
+"""Full stops that are removed, at most: the program passes re.UNICODE (32) as the argument ``count`` of re.sub."""
 _ARTICLES = frozenset({"a", "an", "the"})
 _DIGITS = {word: str(number) for word, number in _NUMBERS.items() if number <= 10}
 _CONTRACTIONS = (
@@ -47,13 +47,13 @@ _CONTRACTIONS = (
 
 
 def _list_misspellings() -> dict[str, str]:
-    """Return the contractions by what they are without one of their apostrophes."""
+    """Return the contractions by their spellings without one of the apostrophes."""
     found = {}
-    for right in _CONTRACTIONS.split():
-        for place, sign in enumerate(right):
+    for contraction in _CONTRACTIONS.split():
+        for position, sign in enumerate(contraction):
             if sign == "'":
-                found[right[:place] + right[place + 1 :]] = right
-    # the one entry of the program that takes an apostrophe away
+                found[contraction[:position] + contraction[position + 1 :]] = contraction
+    # the only entry of the program that removes an apostrophe
     found["somebody'd"] = "somebodyd"
     return found
 
@@ -64,7 +64,7 @@ _MISSPELLINGS = _list_misspellings()
 def shorten_answer(text: str, rule: Rule) -> str:
     """Return the answer in ``text`` by the ``rule`` of its question: its first sentence, or a word or number in it.
 
-    "" stands for no answer; of a number there always is one.
+    Returns "" if there is no answer, except for numbers, which default to 0.
     """
     if rule == "yes_no":
         return find_yes_or_no(text)
@@ -94,9 +94,9 @@ def find_number(text: str) -> int:
     return _NUMBERS[word] if word in _NUMBERS else int(word[:_MOST_DIGITS])
 
 
-@lru_cache(maxsize=1 << 16)  # the same short answers come again and again
+@lru_cache(maxsize=1 << 16)  # short answers are often the same
 def normalise_answer(text: str) -> str:
-    """Return ``text`` as the official program of VQAv2 compares it: no punctuation, articles or number words."""
+    """Return ``text`` in the normal form of VQAv2's official program: without punctuation, articles, number words."""
     words = []
     for word in strip_punctuation(text.replace("\n", " ").replace("\t", " ").strip()).lower().split():
         word = _DIGITS.get(word, word)
@@ -107,10 +107,10 @@ def normalise_answer(text: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def strip_punctuation(text: str) -> str:
-    """Return ``text`` without signs, as the official program of VQAv2 takes them out.
+    """Remove punctuation from ``text`` by the rules of VQAv2's official program.
 
-    A sign vanishes if it stands beside a space somewhere, or if there is a comma between digits; or else it becomes a
-    space. Full stops stay before digits only.
+    A sign is removed if it is beside a space anywhere in the text, or if there is a comma between digits anywhere.
+    Otherwise it is replaced by a space. Full stops are removed unless a digit follows.
     """
     joined = _COMMA_BETWEEN_DIGITS.search(text) is not None
     stripped = text

@@ -1,7 +1,7 @@
-"""Figures that language alone reaches, without any model: they stand beside every result.
+"""Baselines that need no images and no model: the score of always giving the commonest answer.
 
-Many questions have one answer nearly always: in GVTBench's vcr_mci 85.8 % are answered rightly if each name of an
-object gets its commonest answer, whatever the image shows.
+Many questions nearly always have the same answer: in GVTBench's vcr_mci, 85.8 % of the questions are answered right by
+the commonest answer to the name of the object, whatever the image shows. Reports have these figures beside each result.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ __all__ = ["find_commonest_answer", "score_commonest"]
 
 
 def score_commonest(questions: Sequence[Question], group_of: Callable[[Question], str]) -> float:
-    """Return the mean score if every question got the commonest answer of its group, which ``group_of`` names.
+    """Return the mean score of giving every question the commonest answer of its group, ``group_of(question)``.
 
-    The answers are counted in the same questions: it is the most that constant answers reach, or nearly so by the rules
-    of VQA.
+    Answers are counted in these same questions, so this is the highest score of constant answers (by the rules of VQA,
+    nearly the highest).
     """
     groups: dict[str, list[Question]] = {}
     for question in questions:
@@ -33,7 +33,7 @@ def score_commonest(questions: Sequence[Question], group_of: Callable[[Question]
 
 
 def find_commonest_answer(questions: Sequence[Question]) -> str:
-    """Return the answer that people gave most often, in its normal form; of equally common ones the first."""
+    """Return the answer that people gave most often, in its normal form; the first of several equally common ones."""
     counts: Counter[str] = Counter()
     for question in questions:
         for answer in question.answers:

@@ -1,4 +1,4 @@
-"""The sets of questions that a model is measured on, read as one source."""
+"""The sets of questions that a model is measured on, as one source."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Benchmarks", "open_benchmarks"]
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Sets of questions, one behind the other in ``source``, with the names that they have in figures."""
+    """Sets of questions, one after the other in ``source``, and their ``names`` in figures."""
 
     source: MixedQuestions
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class Benchmarks:
         return Subset(cast(Source, self.source), None, title)
 
     def divide(self, indices: NDArray[np.int64]) -> list[list[int]]:
-        """Return the numbers among ``indices`` that are of each set."""
+        """Divide ``indices`` into one list for each set."""
         numbers = np.searchsorted(self.source.ends, indices, side="right")
         return [indices[numbers == number].tolist() for number in range(len(self.names))]
 

@@ -1,4 +1,4 @@
-"""Asking a model the questions of benchmarks, about their images and about blank ones."""
+"""Ask a model the questions of benchmarks, about their images and about blank ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _MOST_AT_ONCE = 256
 
 
 class AnswererEvaluation(Evaluation[VisionLanguageReport]):
-    """Figures of an answerer on the questions of ``subset``, which are some of those of ``benchmarks``."""
+    """Measures an answerer on the questions of ``subset``, a subset of the questions of ``benchmarks``."""
 
     unit = "questions"
 
@@ -45,7 +45,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         self._config = config
         self._texts: dict[int, str] = {}
         self._blank_texts: dict[str, str] | None = None
-        # of about equal length in a batch, so that little of it is padding
+        # sorted by length, so that the questions of a batch need little padding
         lengths = [len(self._find_question(index).text) for index in subset.indices.tolist()]
         by_length = subset.indices[np.argsort(lengths, kind="stable")]
         transform = EvalTransform.from_spec(answerer.image_size, answerer.inputs)
@@ -55,7 +55,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         super().__init__(benchmarks.name, subset, loader, backend.processes)
 
     def measure(self, title: str = "") -> VisionLanguageReport:
-        """Compare what the model writes behind each question with the answers of people."""
+        """Compare the model's answer to each question with the answers of people."""
         own: dict[int, str] = {}
         for batch in track_batches(self.loader, title):
             prompts = [self._ask(index) for index in batch.indices.tolist()]
@@ -74,7 +74,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         return VisionLanguageReport(tuple(reports))
 
     def draw(self, folder: Path) -> None:
-        """Write the answers of the last measurement: for the official programs, and some with images to look at."""
+        """Write the answers of the last measurement: all for the official programs, and some with their images."""
         indices = np.array(sorted(self._texts), np.int64)
         answered: list[tuple[str, Sequence[Question], Sequence[str]]] = []
         for name, numbers in zip(self._benchmarks.names, self._benchmarks.divide(indices), strict=True):
@@ -86,9 +86,9 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         write_answers(folder, self._benchmarks.source, indices.tolist(), self._list_texts(indices.tolist()), blank)
 
     def _answer_blindly(self, indices: NDArray[np.int64]) -> dict[str, str]:
-        """Return what the model writes behind each prompt if the image has the mean colour everywhere.
+        """Return the model's answer to each prompt about an image of the mean colour.
 
-        Every process asks all: few texts differ, and each is asked once.
+        Every process asks all prompts, because there are few different ones.
         """
         prompts = sorted({self._ask(index) for index in indices.tolist()}, key=lambda prompt: (len(prompt), prompt))
         height, width = self._answerer.image_size

@@ -1,4 +1,4 @@
-"""Some answers to look at: questions of every kind, answered rightly and wrongly, with their images.
+"""Examples of answers with their images: right and wrong ones to questions of every kind.
 
 n is the number of questions that were answered.
 """
@@ -22,22 +22,24 @@ from ehm.tasks.vision_language.scores import score
 __all__ = ["choose_examples", "describe_answer", "write_answers"]
 
 _RIGHT = 0.5
-"""Score from which on an answer counts as right where examples are chosen."""
+"""Among examples, answers with at least this score count as right."""
 
 
 def choose_examples(questions: Sequence[Question], texts: Sequence[str], most: int = MOST_ANSWERS) -> list[int]:
-    """Return the places (at most ``most``) of questions of every kind, wrong answers and right ones in turn.
+    """Return the positions of at most ``most`` examples, about as many right as wrong ones of each kind of question.
 
-    They are drawn once among those of a kind, so that an evaluation of other weights shows the same images if it can.
+    Questions are always shuffled in the same way, so that evaluations of other weights show the same images if they
+    can.
     """
-    cells: dict[tuple[str, bool], list[int]] = {}
-    for place in np.random.default_rng(0).permutation(len(questions)).tolist():
-        question = questions[place]
-        is_right = bool(question.answers) and score(question, texts[place]) >= _RIGHT
-        cells.setdefault((question.kind, is_right), []).append(place)
-    ordered = [cells[key] for key in sorted(cells)]
-    taken = [place for place in chain.from_iterable(zip_longest(*ordered)) if place is not None][:most]
-    return sorted(taken, key=lambda place: (questions[place].kind, place))
+    groups: dict[tuple[str, bool], list[int]] = {}
+    for position in np.random.default_rng(0).permutation(len(questions)).tolist():
+        question = questions[position]
+        is_right = bool(question.answers) and score(question, texts[position]) >= _RIGHT
+        groups.setdefault((question.kind, is_right), []).append(position)
+    # one of each group in turn, until all are taken
+    in_turn = chain.from_iterable(zip_longest(*(groups[key] for key in sorted(groups))))
+    chosen = [position for position in in_turn if position is not None][:most]
+    return sorted(chosen, key=lambda position: (questions[position].kind, position))
 
 
 def write_answers(
@@ -47,23 +49,24 @@ def write_answers(
     texts: Sequence[str],
     blank_texts: Sequence[str] | None = None,
 ) -> None:
-    """Write examples of what was answered, with their images, into the folder of a run.
+    """Write examples of answers, with their images, into the folder of a run.
 
-    ``texts`` (n,), and ``blank_texts`` (n,) of blank images, belong to the questions of ``source`` at ``indices`` (n,).
+    ``texts`` (n,) are the answers to the questions of ``source`` at ``indices`` (n,), and ``blank_texts`` (n,) the
+    answers about blank images.
     """
     questions = [source.question(index) for index in indices]
     answers: list[tuple[ShownAnswer, Image.Image | None]] = []
-    for place in choose_examples(questions, texts):
+    for position in choose_examples(questions, texts):
         image = None
-        with suppress(BrokenImage):  # removed since it was measured
-            image = source.load(indices[place])
-        blank = None if blank_texts is None else blank_texts[place]
-        answers.append((describe_answer(questions[place], texts[place], blank), image))
+        with suppress(BrokenImage):  # the file may have been removed since the measurement
+            image = source.load(indices[position])
+        blank = None if blank_texts is None else blank_texts[position]
+        answers.append((describe_answer(questions[position], texts[position], blank), image))
     save_answers(folder, answers)
 
 
 def describe_answer(question: Question, text: str, blank_text: str | None = None) -> ShownAnswer:
-    """Return what is shown of an answer: the words that count of what a model wrote, beside the truth."""
+    """Return an answer for the report: the part of the text that counts, and the right answer."""
     return ShownAnswer(
         question.image,
         question.kind,
@@ -76,5 +79,5 @@ def describe_answer(question: Question, text: str, blank_text: str | None = None
 
 
 def _shorten(question: Question, text: str) -> str:
-    # of a number the text itself says more: "no number at all" counts as 0
+    # numbers are shown as text, because a text without a number would be shown as 0
     return shorten_answer(text, "text" if question.rule == "number" else question.rule)

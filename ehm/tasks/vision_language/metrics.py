@@ -1,4 +1,4 @@
-"""Figures of answers to questions: of each benchmark, and of each kind of question in it, beside those without images.
+"""Figures of answers to questions, for each benchmark and each kind of question, and baselines without images.
 
 n is the number of questions.
 """
@@ -23,16 +23,16 @@ from ehm.tasks.vision_language.scores import score, score_exactly
 __all__ = ["BenchmarkReport", "KindFigures", "VisionLanguageReport", "report_benchmark"]
 
 _MOST_GROUPS = 12
-"""Finer groups that are printed; metrics.json has all of more."""
+"""Finer groups are printed if there are no more than this; metrics.json always has them."""
 
 
 @dataclass(frozen=True)
 class KindFigures:
     """The figures of the ``questions`` of one kind, or of a finer group, as shares of 1.
 
-    ``accuracy`` is the mean score, ``blank`` that of the same model on blank images, None if that was not measured, and
-    ``commonest`` the score of the commonest answer of all these questions; of counts, whose groups are those of the
-    true number, that of all counts.
+    ``accuracy`` is the mean score. ``blank`` is the mean score of the same model on blank images, None if it was not
+    measured. ``commonest`` is the mean score of always giving the commonest answer to these questions. Groups of counts
+    are made by the true number, so that for them it is the commonest answer to all counts.
     """
 
     name: str
@@ -44,13 +44,15 @@ class KindFigures:
 
 @dataclass(frozen=True)
 class BenchmarkReport:
-    """The figures of one benchmark on its ``questions``; shares of 1, None where nothing can be said.
+    """The figures of one benchmark, as shares of 1; None if they cannot be measured.
 
-    - ``accuracy`` is the mean score by the paper's rules, ``exact`` that by VQAv2's official rule;
+    - ``questions`` is the number of questions that were measured, and ``unpublished`` that of questions without
+      published answers, which were not;
+    - ``accuracy`` is the mean score by the paper's rules, and ``exact`` by VQAv2's official rule;
     - ``blank`` is the accuracy of the same model if all images are blank;
-    - ``commonest`` is that of the commonest answer of each kind, ``commonest_of_subject`` that of each object's name;
-    - ``mean_error`` and ``root_mean_square_error`` are those of counts, in objects;
-    - ``unpublished`` counts questions whose answers are not published: nothing is measured by them.
+    - ``commonest`` is the accuracy of always giving the commonest answer to each kind of question, and
+      ``commonest_of_subject`` to each name of an object;
+    - ``mean_error`` and ``root_mean_square_error`` are errors of counts, in objects.
     """
 
     name: str
@@ -67,7 +69,7 @@ class BenchmarkReport:
     groups: tuple[KindFigures, ...]
 
     def show(self) -> None:
-        """Print the figures, and a row for each kind of question and each of a few finer groups."""
+        """Print the figures, and a table with a row for each kind of question and, if they are few, each group."""
         if self.accuracy is None:
             console.print(f"{self.name}: {self.unpublished:,} questions without published answers: nothing to measure")
             return
@@ -102,13 +104,13 @@ class BenchmarkReport:
 
 @dataclass(frozen=True)
 class VisionLanguageReport(FiguresCard):
-    """The figures of all benchmarks; of several the mean of their accuracies is the score, as in the paper's table."""
+    """The figures of all benchmarks. The score is the mean of their accuracies, as in the paper's table."""
 
     benchmarks: tuple[BenchmarkReport, ...]
 
     @property
     def figures(self) -> Mapping[str, float | None]:
-        """The means over the benchmarks, then the accuracies of each kind of the only one, or of each of several."""
+        """The means over the benchmarks, and the accuracy of each; if there is only one, of each kind of question."""
         figures = {
             "accuracy": _average([each.accuracy for each in self.benchmarks]),
             "accuracy_blank": _average([each.blank for each in self.benchmarks]),
@@ -151,9 +153,9 @@ class VisionLanguageReport(FiguresCard):
 def report_benchmark(
     name: str, questions: Sequence[Question], texts: Sequence[str], blank_texts: Sequence[str] | None = None
 ) -> BenchmarkReport:
-    """Return the figures of what a model wrote, ``texts`` (n,), in answer to ``questions`` (n,).
+    """Return the figures of ``texts`` (n,), the answers of a model to ``questions`` (n,).
 
-    ``blank_texts`` (n,) is what it wrote when all images were blank; None if that was not asked.
+    ``blank_texts`` (n,) are its answers about blank images; None if these were not asked.
     """
     answered = [index for index, question in enumerate(questions) if question.answers]
     known = [questions[index] for index in answered]
@@ -195,9 +197,9 @@ def _divide(
     group_of: Callable[[Question], str],
     answer_to_counts: str | None = None,
 ) -> tuple[KindFigures, ...]:
-    """Return the figures of each group of questions, the largest first; those of no group ("") are left out.
+    """Return the figures of each group of questions, the largest first, without questions of no group ("").
 
-    ``answer_to_counts`` is the commonest answer in groups of counts, None for that of each group.
+    ``answer_to_counts`` is taken as the commonest answer of groups of counts; if None, each group has its own.
     """
     members: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
@@ -238,7 +240,7 @@ def _require(value: float | None) -> float:
 
 
 def _make_key(name: str) -> str:
-    """Return ``name`` as the key of a figure."""
+    """Return ``name`` in the form of a key: lower case, with underscores."""
     return re.sub(r"\W+", "_", name.lower()).strip("_")
 
 

@@ -1,8 +1,8 @@
-"""The answers of a model as files that the official evaluation programs read.
+"""Write the answers of a model into files that the official evaluation programs read.
 
-predictions.json        of VQAv2 [{"question_id": 1, "answer": "yes"}], of others GVTBench's
+predictions.json        for VQAv2 [{"question_id": 1, "answer": "yes"}], for others the form of GVTBench:
                         [{"pred": "Yes", "gt": "Yes.", "image_id": 42102, "n_obj_exist": 3}]
-predictions_NAME.json   the same of each of several benchmarks
+predictions_NAME.json   the same for each benchmark, if there are several
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["list_predictions", "write_predictions"]
 
 
 def write_predictions(folder: Path, benchmarks: Sequence[tuple[str, Sequence[Question], Sequence[str]]]) -> list[Path]:
-    """Write what a model answered in each of ``benchmarks``, a name, questions and texts; return the paths."""
+    """Write the answers for each of ``benchmarks`` (its name, questions and answers), and return the paths."""
     paths = []
     for name, questions, texts in benchmarks:
         file_name = "predictions.json" if len(benchmarks) == 1 else f"predictions_{_make_file_name(name)}.json"
@@ -31,7 +31,7 @@ def write_predictions(folder: Path, benchmarks: Sequence[tuple[str, Sequence[Que
 
 
 def list_predictions(questions: Sequence[Question], texts: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the rows of a file of predictions: of VQAv2 the first sentences, of others all that was written."""
+    """Return the rows of a file of predictions: for VQAv2 the first sentence of each answer, else all of it."""
     rows: list[dict[str, Any]] = []
     for question, text in zip(questions, texts, strict=True):
         if question.has_votes or not question.answers:

@@ -1,4 +1,4 @@
-"""The score of an answer to a question: by VQA's two rules if ten people answered, else right or wrong."""
+"""Scores of answers to questions: by one of VQA's two rules if ten people answered a question, else right or wrong."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from ehm.tasks.vision_language.answers import normalise_answer, shorten_answer, 
 __all__ = ["score", "score_exactly", "score_vqa", "score_vqa_exactly"]
 
 _ENOUGH = 3
-"""People who must have given an answer for it to count as right."""
+"""People who must have given an answer for it to count as completely right."""
 
 
 def score(question: Question, text: str) -> float:
-    """Return the score, from 0 to 1, of what a model wrote as an answer to ``question``, by the paper's rules.
+    """Return the score in [0, 1] of ``text``, a model's answer to ``question``, by the paper's rules.
 
-    A yes, no or number is right or wrong. A text is compared with the answers of ten people by :func:`score_vqa`, or
-    else right if its first sentence equals an answer in its normal form. Raises ValueError if there are no answers.
+    A yes, no or number is right or wrong. Other answers are compared with those of ten people by :func:`score_vqa` if
+    there are votes; otherwise they are right if the normal form of their first sentence is that of a right answer.
+    Raises ValueError if the question has no published answers.
     """
     if not question.answers:
         raise ValueError(f"question {question.identifier}: its answers are not published, so nothing can be compared")
@@ -31,17 +32,17 @@ def score(question: Question, text: str) -> float:
 
 
 def score_exactly(question: Question, text: str) -> float:
-    """Return the score as :func:`score` does, by VQA's official rule if people voted."""
+    """Return the score like :func:`score`, but by VQA's official rule if the question has votes."""
     if question.has_votes:
         return score_vqa_exactly(question.answers, take_sentence(text))
     return score(question, text)
 
 
 def score_vqa(answers: Sequence[str], given: str) -> float:
-    """Return GVT's accuracy: an answer of a person counts if it occurs anywhere in what was ``given``.
+    """Return GVT's accuracy, for which the answer of a person matches if it occurs anywhere in the ``given`` one.
 
-    For each person the accuracy is the number of the others' answers that do, over three and 1 at most; the score is
-    the mean over all. "no" therefore occurs in "nothing is on the table", and "1" in "10".
+    The score is the mean over all people of min(1, m / 3), where m is the number of the other people whose answers
+    match. By this rule "no" matches "nothing is on the table", and "1" matches "10".
     """
     known = [strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else answers
     normal = normalise_answer(given)
@@ -49,9 +50,9 @@ def score_vqa(answers: Sequence[str], given: str) -> float:
 
 
 def score_vqa_exactly(answers: Sequence[str], given: str) -> float:
-    """Return the accuracy of VQAv2's official program: an answer of a person counts if it equals what was ``given``.
+    """Return the accuracy of VQAv2's official program, for which the answer of a person has to equal the ``given`` one.
 
-    Both are in their normal form, unless all people gave the same answer: then the program compares them as they stand.
+    The normal forms of both are compared, except if all people gave the same answer, which is compared unchanged.
     """
     lines = [answer.replace("\n", " ").replace("\t", " ").strip() for answer in answers]
     given = given.replace("\n", " ").replace("\t", " ").strip()
@@ -62,8 +63,9 @@ def score_vqa_exactly(answers: Sequence[str], given: str) -> float:
 
 
 def _average_over_others(matches: Sequence[bool]) -> float:
-    """Return the mean, over all people, of the accuracy that the others' answers give."""
+    """Return the mean over all people of min(1, m / 3), where m is the number of matches among the other people."""
     total = sum(matches)
-    with_match = min(1.0, (total - 1) / _ENOUGH)  # a person whose own answer matches is not counted
-    without = min(1.0, total / _ENOUGH)
-    return (total * with_match + (len(matches) - total) * without) / len(matches)
+    # for a person whose own answer matches, there is one match less among the others
+    accuracy_if_matching = min(1.0, (total - 1) / _ENOUGH)
+    accuracy_otherwise = min(1.0, total / _ENOUGH)
+    return (total * accuracy_if_matching + (len(matches) - total) * accuracy_otherwise) / len(matches)

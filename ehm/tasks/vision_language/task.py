@@ -1,4 +1,4 @@
-"""Vision-language: an encoder becomes the eyes of a frozen language model, and answers questions about images."""
+"""Vision-language: a frozen language model answers questions about images, which an encoder and a resampler give it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = ["VisionLanguage"]
 
 
 class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
-    """Training of a resampler, and of the encoder below it unless ``config.frozen``, on questions and answers."""
+    """Training of a resampler, and unless ``config.frozen`` also of the encoder, on questions and answers."""
 
     measured_keys = ("blank", "benchmarks", "language")
     unit = "questions"
@@ -46,9 +46,8 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
         self.learner = backend.create_task_learner(self.learner_config, 0, self.take_first_weights())
         if start is not None:
             check_same_language_model(start.metadata["language"], self.learner.language, start.folder)
-        tuned = "a resampler" if config.frozen else "a resampler and"
-        eyes = "on the frozen encoder" if config.frozen else "the encoder"
-        self.headline = f"Training {tuned} {eyes} {config.model.init} as the eyes of {config.language.source}"
+        trained = "a resampler on the frozen encoder" if config.frozen else "a resampler and the encoder"
+        self.headline = f"Training {trained} {config.model.init} as the eyes of {config.language.source}"
         transform = TrainTransform(
             self.learner.image_size,
             config.data.crop_scale,
@@ -62,21 +61,21 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
 
     @property
     def more_metadata(self) -> dict[str, Any]:
-        """The description of the language model, which is no part of a checkpoint and has to be there again."""
+        """The description of the language model, which checkpoints do not contain, to recognise it later."""
         return {"language": dict(self.learner.language)}
 
     def prepare_folder(self, folder: Path) -> tuple[str, ...]:
-        """Have the encoder's tokens kept in ``folder``, unless they change from step to step."""
+        """Let the learner keep the tokens of the encoder in ``folder``, unless they change from step to step."""
         if self.config.cache_features == "off" or not self.config.sees_same_images:
             return ()
-        names = set(map(self.train.source.name, self.train.indices.tolist()))
-        # prepared in another way, also if they are the same files
+        # images to measure on count separately, even if they are the same files, because their preparation differs
+        trained = set(map(self.train.source.name, self.train.indices.tolist()))
         measured = set(map(self.val.source.name, self.val.indices.tolist()))
         blank = 1
-        return (self.learner.keep_features(folder, len(names) + len(measured) + blank),)
+        return (self.learner.keep_features(folder, len(trained) + len(measured) + blank),)
 
     def train_step(self, batch: Batch, step: int, lr: float) -> Mapping[str, SupportsFloat]:
-        """Take an optimiser step on images, and on one of the answers to the question about each."""
+        """Take an optimiser step on questions about images, each with one of its answers, drawn at random."""
         config = self.config
         epoch = step // self.loader.steps_per_epoch
         prompts = []
@@ -88,7 +87,7 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
         return self.learner.train_step(batch.images, prompts, answers, lr, config.optim.weight_decay)
 
     def close(self) -> None:
-        """End what reads images, and remove the tokens that were kept of them."""
+        """Stop the workers that read images, and remove the tokens that were kept."""
         super().close()
         self.learner.forget_features()
 
@@ -125,7 +124,7 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
 
 
 def _require_other_questions(config: VisionLanguageConfig, benchmarks: Benchmarks) -> None:
-    """Raise DataError if the questions to measure on, of a set without parts, are those to train on."""
+    """Raise DataError if the questions to measure on would be those to train on, because the set has no parts."""
     if not config.benchmarks and benchmarks.source.split == "all":
         raise DataError(
             f"data.source {config.data.source}: has no validation part of its own; name other questions as benchmarks"
