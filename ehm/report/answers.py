@@ -1,4 +1,4 @@
-"""Some answers of a vision-language model, as its run keeps them: small pictures, question, answer and truth."""
+"""Examples of answers of a vision-language model that a run keeps: small pictures, questions, answers and truths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ehm.report.kept_pictures import read_pictures, save_pictures
 __all__ = ["MOST_ANSWERS", "ShownAnswer", "read_answers", "save_answers"]
 
 MOST_ANSWERS = 24
-"""Answers that a run keeps."""
+"""Answers that a run keeps, at most."""
 _FOLDER = "answers"
 
 
@@ -21,8 +21,8 @@ _FOLDER = "answers"
 class ShownAnswer:
     """A ``question`` about an ``image``, the answer that was ``given``, and the ``truth``, "" if it is not published.
 
-    ``score`` is from 0 to 1, None without a truth. ``blank`` is the answer to the same question about a blank image,
-    None if that was not asked. ``file`` is the picture in the folder; empty if the image could not be read again.
+    ``score`` is in [0, 1], None without a truth. ``blank`` is the answer to the same question about a blank image, None
+    if that was not asked. ``file`` is the picture in the folder, "" if the image could not be read again.
     """
 
     image: str
@@ -36,13 +36,13 @@ class ShownAnswer:
 
 
 def save_answers(folder: Path, answers: Sequence[tuple[ShownAnswer, Image.Image | None]]) -> Path:
-    """Write ``answers`` with their images into the folder of a run, in place of those of an earlier measurement."""
+    """Write ``answers`` with their images into the folder of a run; those of an earlier measurement are replaced."""
     return save_pictures(folder, _FOLDER, [(asdict(answer), image) for answer, image in answers])
 
 
 def read_answers(folder: Path) -> list[tuple[ShownAnswer, Path | None]]:
-    """Return the answers that a run keeps with their pictures; none if it keeps none."""
+    """Return the answers that a run keeps, with their pictures; empty if it keeps none."""
     try:
         return [(ShownAnswer(**row), picture) for row, picture in read_pictures(folder, _FOLDER)]
-    except TypeError:  # a list that was altered
+    except TypeError:  # the list was altered
         return []

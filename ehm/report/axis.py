@@ -1,4 +1,4 @@
-"""An axis of a chart: round numbers that span the values, and where on the page each value lies."""
+"""An axis of a chart: ticks at round numbers, and the position of each value on the page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 __all__ = ["Axis", "fit_axis"]
 
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
-"""Distances between ticks that people count in, times a power of ten."""
+"""Distances between ticks, up to a power of ten."""
 _SMALL = 1e-2
-"""Size below which ticks are written with a power of ten."""
+"""If no value on an axis is larger than this, its ticks are written with a power of ten."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis from ``low`` to ``high``, which lie at ``start`` and ``end`` on the page, with ``ticks`` in between."""
+    """An axis from the value ``low``, at ``start`` on the page, to the value ``high``, at ``end``, with ``ticks``."""
 
     low: float
     high: float
@@ -25,18 +25,18 @@ class Axis:
     ticks: tuple[float, ...]
 
     def place(self, value: float) -> float:
-        """Return where ``value`` lies on the page."""
+        """Return the position of ``value`` on the page."""
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
     def format_tick(self, tick: float) -> str:
-        """Return the text of a tick, with as many decimals as tell it from its neighbours."""
+        """Return the text of a tick, with the decimals that distinguish it from its neighbours."""
         largest = max(abs(self.low), abs(self.high))
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else largest
         if largest < _SMALL:
             power = math.floor(math.log10(largest))
             return "0" if tick == 0 else f"{tick / 10**power:.4g}e{power}"
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
-        # 2.5 and 0.25 have one decimal more than their power of ten
+        # steps such as 2.5 and 0.25 need one decimal more than 1 and 0.1
         if not math.isclose(round(step, decimals), step, rel_tol=1e-6):
             decimals += 1
         return f"{tick:,.{decimals}f}"
@@ -45,7 +45,7 @@ class Axis:
 def fit_axis(values: Sequence[float], start: float, end: float, most: int, *, from_zero: bool, exact: bool) -> Axis:
     """Return an axis for ``values``, with about ``most`` ticks.
 
-    It ends at ticks, or with ``exact`` at the lowest and highest value; 0 is on it with ``from_zero``.
+    It begins and ends at ticks, or with ``exact`` at the lowest and the highest value. With ``from_zero`` it has 0.
     """
     low = min(values)
     high = max(values)

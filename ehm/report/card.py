@@ -1,4 +1,4 @@
-"""A card: what a notebook shows of a result, as a piece of HTML that loads nothing and runs no script."""
+"""A card: the HTML by which a notebook shows a result; it loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from ehm.storage.names import escape_undecodable
 __all__ = ["CaptionedPicture", "Card", "CardTable", "Cell", "embed_small", "embed_wide", "render_card"]
 
 _MOST_BYTES = 150_000
-"""Size up to which a picture of a card is embedded as it is: a notebook keeps every one in its file."""
+"""Pictures up to this size are embedded unchanged; a notebook stores them all in its file."""
 _MOST_SMALL_BYTES = 60_000
+"""The same for pictures beside each other."""
 _SMALL_WIDTH = 240
-"""Pixels across of a picture that stands beside others."""
+"""The width in pixels of a picture beside others."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The text of a cell of a table; ``share`` from 0 to 1 is drawn as a bar below it."""
+    """The text of a cell of a table, above a bar for ``share``, in [0, 1], if that is not None."""
 
     text: str
     share: float | None = None
@@ -50,10 +51,10 @@ class CaptionedPicture:
 
 @dataclass(frozen=True)
 class Card:
-    """The content of a card; what is empty is left out.
+    """The content of a card; empty parts are left out.
 
     ``status`` is a level, ``good`` or ``note``, and a text. The commands of ``next_steps`` are Python. ``wide`` are
-    pictures as wide as the card, ``small`` ones stand side by side.
+    pictures as wide as the card, and ``small`` ones are shown side by side. ``places`` are titles and paths.
     """
 
     kind: str
@@ -72,7 +73,7 @@ class Card:
 
 def render_card(card: Card) -> str:
     """Return a card as HTML."""
-    style = Markup(read_template("card.css"))  # our own file, which is no text of users
+    style = Markup(read_template("card.css"))  # not escaped, because it is a file of this package
     return escape_undecodable(create_environment().get_template("card.html").render(card=card, style=style))
 
 
@@ -82,5 +83,5 @@ def embed_wide(path: Path, title: str) -> Picture | None:
 
 
 def embed_small(path: Path, title: str) -> Picture | None:
-    """Return the picture in ``path`` in a size of which a card can have many; None if it cannot be read."""
+    """Return the picture in ``path``, small enough for a card to have many; None if it cannot be read."""
     return embed_file(path, title, _MOST_SMALL_BYTES, _SMALL_WIDTH)

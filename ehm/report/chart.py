@@ -1,6 +1,6 @@
-"""The geometry of a line chart, which the template ``chart.svg`` draws; nothing here knows of HTML.
+"""The geometry of a line chart, which the template ``chart.svg`` draws.
 
-Positions are in units of the chart's own box, x to the right and y down.
+Positions are in units of the chart's view box, with x to the right and y down.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _HEIGHT = 190
 _TOP = 14
 _BOTTOM = 30
 _TICK_LETTER = 6.6
-"""Width of a letter of the ticks, at most."""
+"""Width of a letter in the text of ticks, at most."""
 _LABEL_LETTER = 7.2
-"""Width of a letter of the labels, which are bold."""
+"""Width of a letter in labels, which are bold, at most."""
 _MOST_POINTS = 300
-"""Points of a line that are drawn: about one for each unit of width."""
+"""Points of a line, at most: about one for each unit of width."""
 _FEW_POINTS = 30
-"""Points up to which each one is marked."""
+"""Lines with no more points than this have a mark at each of them."""
 _LEAST_PERCENT = 10.0
-"""Percent that an axis of shares spans at least."""
+"""The shortest axis of shares, in percent."""
 _LABEL_DISTANCE = 15.0
-"""Least distance between the labels of two lines."""
+"""The shortest distance between the labels of two lines."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart: its ``name``, an SVG ``path``, the ``text`` at its end, and what each point says.
+    """A line of a chart: its ``name``, an SVG ``path``, and the ``text`` at its end.
 
-    ``style`` numbers its colour from 1; ``points`` are the points that are marked.
+    ``style`` is the number of its colour, from 1. ``points`` are the positions of marks, and ``readings`` the texts of
+    all points.
     """
 
     style: int
@@ -60,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart; ``summary`` tells in words what it shows, for readers who do not see it."""
+    """A chart; ``summary`` describes it in words, for readers who cannot see it."""
 
     title: str
     meaning: str
@@ -83,9 +84,9 @@ def draw_chart(
     unit: Unit,
     from_zero: bool = False,
 ) -> Chart:
-    """Return the chart of labelled ``curves``, each with one finite value at least.
+    """Return the chart of labelled ``curves``, each with at least one finite value.
 
-    It goes by epochs, or by steps if ``steps_per_epoch`` is None.
+    The horizontal axis has epochs, or steps if ``steps_per_epoch`` is None.
     """
     scale = steps_per_epoch or 1
     x_label = "epoch" if steps_per_epoch else "step"
@@ -99,7 +100,7 @@ def draw_chart(
     y_axis = fit_axis(values, _HEIGHT - _BOTTOM, _TOP, 4, from_zero=from_zero, exact=False)
     y_texts = [y_axis.format_tick(tick) + unit.suffix for tick in y_axis.ticks]
     left = 14 + _TICK_LETTER * max(map(len, y_texts))
-    # below the labels of lines stands that of the axis
+    # room for the labels of lines, and for the label of the axis below them
     right = _WIDTH - 12 - _LABEL_LETTER * max(map(len, [*texts, x_label]))
     x_axis = fit_axis([0.0, *positions], left, right, 5, from_zero=True, exact=True)
 
@@ -131,9 +132,10 @@ def draw_chart(
 
 
 def _widen_percent(values: Sequence[float]) -> list[float]:
-    """Return the ends of an axis that is long enough for ``values`` in percent, and within 0 and 100 if they are.
+    """Return two values that make an axis of ``values`` in percent at least ``_LEAST_PERCENT`` long; none if it is.
 
-    Small differences of an accuracy are noise, and would look like a fall on an axis of their own length.
+    On a shorter axis, small differences of an accuracy, which are noise, would look like a fall. The two are in
+    [0, 100].
     """
     low = min(values)
     high = max(values)
@@ -145,7 +147,7 @@ def _widen_percent(values: Sequence[float]) -> list[float]:
 
 
 def thin_out(curve: Curve, most: int) -> Curve:
-    """Return about ``most`` points of ``curve``: the lowest and the highest of each stretch, so that peaks stay."""
+    """Return about ``most`` points of ``curve``: the lowest and the highest of each interval, so that peaks remain."""
     count = len(curve.steps)
     if count <= most:
         return curve
@@ -154,7 +156,7 @@ def thin_out(curve: Curve, most: int) -> Curve:
     for stretch in range(stretches):
         indices = range(stretch * count // stretches, (stretch + 1) * count // stretches)
         finite = [index for index in indices if math.isfinite(curve.values[index])]
-        # a value that is no number stays as a gap
+        # values that are not finite are kept, because they are drawn as gaps
         kept |= set(indices) - set(finite)
         if finite:
             kept |= {min(finite, key=curve.values.__getitem__), max(finite, key=curve.values.__getitem__)}
@@ -165,7 +167,7 @@ def thin_out(curve: Curve, most: int) -> Curve:
 def _trace(
     curve: Curve, x_axis: Axis, y_axis: Axis, scale: int, x_label: str, unit: Unit
 ) -> tuple[str, tuple[tuple[float, float], ...], tuple[str, ...]]:
-    """Return the path through the points of ``curve``, the points, and what each of them says."""
+    """Return the SVG path through the points of ``curve``, the points, and the text of each."""
     path = ""
     points = []
     readings = []
@@ -184,7 +186,7 @@ def _trace(
 
 
 def _label_lines(curves: Sequence[tuple[str, Curve]], unit: Unit) -> list[str]:
-    """Return the labels at the ends of lines: the last value, after the name if there are several."""
+    """Return the labels at the ends of lines: the last value, after the name of the line if there are several."""
     texts = []
     for label, curve in curves:
         value = format_value(curve.values[-1], unit)
@@ -193,14 +195,14 @@ def _label_lines(curves: Sequence[tuple[str, Curve]], unit: Unit) -> list[str]:
 
 
 def _spread_labels(places: Sequence[float]) -> list[float]:
-    """Return the heights of labels, moved up from the lowest one until none overlaps the one below it."""
+    """Return the vertical positions of labels, each moved up until it does not overlap the one below it."""
     spread = list(places)
     lowest_first = sorted(range(len(places)), key=lambda index: -places[index])
     below = math.inf
     for index in lowest_first:
         spread[index] = min(spread[index], below - _LABEL_DISTANCE)
         below = spread[index]
-    # at the upper border they are moved down together
+    # if this moves the highest one beyond the upper border, all are moved down together
     overflow = max(0.0, _TOP - below) if places else 0.0
     return [place + overflow for place in spread]
 

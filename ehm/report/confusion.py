@@ -1,4 +1,4 @@
-"""The confusion matrix of a classifier for the page: every cell of a few classes, the most confused pairs of many."""
+"""The confusion matrix of a classifier for the page: all cells if classes are few, else the most confused pairs."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 __all__ = ["MOST_CLASSES", "Cell", "Confusion", "Pair", "describe_confusion"]
 
 MOST_CLASSES = 20
-"""Classes whose whole matrix can be read on a page."""
+"""The matrix is shown if there are no more classes than this."""
 _MOST_PAIRS = 25
+"""Pairs of classes that are listed, at most."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The number of images of a row's class that were called a column's, and its share of the row's images."""
+    """The number of images of the row's class that were predicted as the column's, and their share of the row."""
 
     count: int
     share: float
@@ -24,14 +25,14 @@ class Cell:
 
     @property
     def strength(self) -> int:
-        """The tint of the cell from 0 to 10."""
-        # any mistake is tinted, so that a rare one is seen
+        """The strength of the cell's colour, from 0 to 10."""
+        # at least 1 if there is any image, so that rare mistakes are visible
         return 0 if self.count == 0 else max(1, round(10 * self.share))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Images of class ``true`` that were called ``predicted``, and their share of the images of that class."""
+    """The number of images of class ``true`` that were predicted as ``predicted``, and their share of that class."""
 
     true: str
     predicted: str
@@ -41,9 +42,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Confusion:
-    """The answers of a classifier by class: ``rows`` for a few classes, else none; ``pairs`` by their counts.
+    """The ``rows`` of a confusion matrix, empty if there are many classes, and the most confused ``pairs``.
 
-    ``other_pairs`` counts the pairs that are not listed.
+    The pair with the most images comes first. ``other_pairs`` is the number of pairs that are not listed.
     """
 
     classes: tuple[str, ...]
@@ -55,10 +56,10 @@ class Confusion:
 def describe_confusion(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> Confusion:
     """Return the confusion of ``counts`` (C, C): the row is the true class, the column the predicted one."""
     matrix = np.array(counts, np.int64).reshape(len(classes), len(classes))
-    images = np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # a class without images has no shares
+    images = np.maximum(matrix.sum(axis=1, keepdims=True), 1)  # at least 1, because a class may have no images
     shares = matrix / images
     wrong = matrix * (1 - np.eye(len(classes), dtype=np.int64))
-    # of equal counts, the larger share of its class is the worse one
+    # sorted by count, and equal counts by share; np.lexsort takes the first key last
     worst_first = np.lexsort((-shares.ravel(), -wrong.ravel()))
     confused = int(np.count_nonzero(wrong))
     pairs = []

@@ -21,12 +21,12 @@ class Curve:
 
     @property
     def finite(self) -> Curve:
-        """The curve without values that are no numbers or infinite."""
+        """The curve without values that are NaN or infinite."""
         pairs = [(step, value) for step, value in zip(self.steps, self.values, strict=True) if math.isfinite(value)]
         return Curve(tuple(step for step, _ in pairs), tuple(value for _, value in pairs))
 
     def average_between(self, start: float, end: float) -> float:
-        """Return the mean value over a part of the curve, whose whole length is from 0 to 1; NaN if none is there."""
+        """Return the mean value between two fractions of the curve's length, each in [0, 1]; NaN if there is none."""
         first = self.steps[0]
         length = max(1, self.steps[-1] - first)
         chosen = []
@@ -40,7 +40,7 @@ class Curve:
 class Curves:
     """All curves of a run by the key of their figure, and the ``last_step`` that was logged, 0 if none was.
 
-    ``steps_per_epoch`` is None if the lines do not say it.
+    ``steps_per_epoch`` is None if the lines have no epoch.
     """
 
     by_key: Mapping[str, Curve]
@@ -56,13 +56,13 @@ class Curves:
 
 
 def read_curves(path: Path) -> Curves:
-    """Read the lines of a run, which may still be going on: lines that are cut off or are no metrics are left out."""
+    """Read the log of a run, which may still be running: lines that are cut off or have no metrics are left out."""
     lines: dict[int, dict[str, float]] = {}
     if path.is_file():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             values = _parse_line(text)
             if values is not None:
-                # a step that stands there twice was taken again, and its last values count
+                # if a step was taken again, the last of its lines counts
                 lines[int(values.pop("step"))] = values
     points: dict[str, list[tuple[int, float]]] = {}
     steps_per_epoch = None
@@ -79,7 +79,7 @@ def read_curves(path: Path) -> Curves:
 
 
 def _parse_line(text: str) -> dict[str, float] | None:
-    """Return the numbers of a line, ``step`` among them, or None if it is not one of metrics."""
+    """Return the numbers of a line, including ``step``, or None if it is not a line of metrics."""
     try:
         values = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Pictures as data URIs, scaled down so that a report stays small."""
+"""Embed pictures as data URIs, scaled down so that a report stays small."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from ehm.errors import BrokenImage
 __all__ = ["Picture", "embed_file", "find_newest_pages"]
 
 _PAGE_WIDTH = 1600
-"""Pixels across of a picture that is as wide as the page, at most."""
+"""The largest width of a picture in pixels."""
 _MOST_BYTES = 600_000
-"""Size up to which a PNG is embedded as it is; larger ones become JPEGs."""
+"""Pictures up to this size are embedded unchanged; larger ones become JPEGs."""
 _QUALITY = 88
 _MOST_PAGES = 6
 _STEP = re.compile(r"(?P<name>.+)-(?P<step>\d{8})(?P<part>-\d+)?")
-"""The name of a page that a run draws again and again: what it is, and the step after which it was drawn."""
+"""The name of a page that a run draws repeatedly: its kind, and the step after which it was drawn."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded picture with its size in pixels; ``title`` says what it is."""
+    """An embedded picture with its ``title`` and its size in pixels."""
 
     title: str
     uri: str
@@ -36,7 +36,7 @@ class Picture:
 
 
 def embed_file(path: Path, title: str, most_bytes: int = _MOST_BYTES, most_width: int = _PAGE_WIDTH) -> Picture | None:
-    """Return the picture in ``path``, None if it cannot be read; one of more bytes or pixels across is made smaller."""
+    """Return the picture in ``path``, reduced to the largest size and width; None if it cannot be read."""
     try:
         image = decode_image(path)
         content = path.read_bytes()
@@ -56,9 +56,9 @@ def embed_file(path: Path, title: str, most_bytes: int = _MOST_BYTES, most_width
 
 
 def find_newest_pages(folder: Path) -> list[tuple[Path, int | None]]:
-    """Return the pictures in ``folder``, each with the step that it shows, None if its name has none.
+    """Return the pictures in ``folder``, each with the step in its name, None if there is none.
 
-    Of pages that are drawn again and again the newest are taken.
+    Of a page that a run draws repeatedly, the newest one is taken.
     """
     newest: dict[str, int] = {}
     pages = []

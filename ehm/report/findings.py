@@ -1,4 +1,4 @@
-"""Sentences about a run that its curves and figures give rise to: what to watch, and what to change."""
+"""Find problems in the curves of a run, and say in sentences what they are and what to change."""
 
 from __future__ import annotations
 
@@ -15,32 +15,36 @@ __all__ = ["LASTING", "LONG_WAITS", "LOWEST_RANK", "LOWEST_SPREAD", "Finding", "
 
 Level = Literal["warning", "note", "good"]
 _FEWEST_LINES = 12
-"""Logged values below which a curve has no course to speak of."""
+"""Logged values that a curve needs at least for its trend to be judged."""
 _STILL_FALLING = 0.1
-"""Share of the loss's whole fall that is left to its last fifth if a longer run is worth trying."""
+"""If the last fifth of a run has more than this share of the whole fall of the loss, a longer run is suggested."""
 _FEWEST_MEASUREMENTS = 4
+"""Measurements that a curve needs at least for its trend to be judged."""
 _FELL = 0.02
-"""Fall of an accuracy below its best that is worth a sentence; smaller ones are noise on a few hundred images."""
+"""Fall of an accuracy below its best that is reported; smaller ones are noise on a few hundred images."""
 LASTING = 3
-"""Measurements in a row after which a fall is no accident, here and while a run trains."""
+"""Measurements in a row that have to be low for a fall to be reported, here and while a run trains."""
 LOWEST_RANK = 0.5
-"""Share of its best value below which RankMe has fallen; it may well settle a little lower."""
+"""RankMe has fallen if it is below this share of its best value; it often settles a little below that."""
 LOWEST_SPREAD = 0.01
 """Spread of the features below which they are nearly the same for all images."""
 _LOWEST_TARGET_SPREAD = 0.1
-"""Share of its highest value below which the spread of the targets has fallen."""
+"""The spread of the targets has fallen if it is below this share of its highest value."""
 LONG_WAITS = {"data_wait": 0.2, "masks_wait": 0.4}
-"""Shares of the time above which a wait is reported, here and while a run trains. Masks have the higher one: made from
-attention on a CPU, they take a sixth of the time of a ViT-B (docs/cost.md), and a third of that of a small network."""
+"""Shares of the time above which a wait is reported, here and while a run trains.
+
+The limit for masks is higher because they normally take time: made from attention on a CPU, a sixth of the time of a
+ViT-B (docs/cost.md), and a third of that of a small network.
+"""
 _CHAIN = 0.5
-"""Height of a tree, as a share of the number of patches, from which it is a chain."""
+"""A tree whose height is more than this share of the number of patches is a chain."""
 _PEAK = 20.0
-"""Times the median gradient norm that a peak is worth a sentence from."""
+"""A gradient norm is a peak if it is more than so many times the median."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the run shows: what it is, and what to do about it."""
+    """An observation about a run, and a remedy if one is needed."""
 
     level: Level
     text: str
@@ -48,7 +52,7 @@ class Finding:
 
 
 def find_in_curves(record: RunRecord) -> list[Finding]:
-    """Return what the curves of a run show."""
+    """Return the findings of all checks of the curves of a run."""
     found: list[Finding] = []
     for check in (
         _check_broken,
@@ -67,7 +71,7 @@ def find_in_curves(record: RunRecord) -> list[Finding]:
 
 
 def _check_broken(record: RunRecord) -> Iterator[Finding]:
-    """Say that a batch broke the training, if the run kept it."""
+    """Report a step whose loss is not finite, if the run kept it."""
     folder = record.folder / "broken"
     if folder.is_dir() and any(folder.iterdir()):
         yield Finding(
@@ -79,7 +83,7 @@ def _check_broken(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_values(record: RunRecord) -> Iterator[Finding]:
-    """Say that a figure has values that are no numbers."""
+    """Report figures with values that are not finite."""
     for key, curve in record.curves.by_key.items():
         count = len(curve.values) - len(curve.finite.values)
         if count:
@@ -87,7 +91,7 @@ def _check_values(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_measured(record: RunRecord) -> Iterator[Finding]:
-    """Say that nothing measures the features of a pretraining run, as its loss does not."""
+    """Report that the features of a pretraining run were not measured; its loss does not measure them."""
     has_figure = any(record.curves.find(key) for key in ("knn", "linear", "rankme"))
     if record.kind == "pretrain" and record.step > 0 and not has_figure:
         yield Finding(
@@ -98,7 +102,7 @@ def _check_measured(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_accuracies(record: RunRecord) -> Iterator[Finding]:
-    """Compare the last k-NN, or linear probe, with the best one."""
+    """Compare the last k-NN accuracy with the best one, or that of the linear probe if there is no k-NN."""
     for key, name in (("knn", "k-NN accuracy"), ("linear", "accuracy of the linear probe")):
         curve = record.curves.find(key)
         if curve is None or len(curve.values) < _FEWEST_MEASUREMENTS:
@@ -123,7 +127,7 @@ def _check_accuracies(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_collapse(record: RunRecord) -> Iterator[Finding]:
-    """Say that features or targets have collapsed: a figure fell far and stayed there."""
+    """Report a collapse of features or targets: a figure that fell far and stayed low."""
     for key in ("rankme", "feature_spread", "target_spread"):
         curve = record.curves.find(key)
         if curve is None or len(curve.values) < _FEWEST_MEASUREMENTS:
@@ -146,7 +150,7 @@ def _check_collapse(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_loss(record: RunRecord) -> Iterator[Finding]:
-    """Say that the loss was still falling at the end of a complete run."""
+    """Report a loss that was still falling at the end of a complete run."""
     curve = record.curves.find("loss")
     if curve is None or len(curve.values) < _FEWEST_LINES or not record.is_complete:
         return
@@ -165,7 +169,7 @@ def _check_loss(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_gradients(record: RunRecord) -> Iterator[Finding]:
-    """Say that the gradient norm has peaks in the second half of the run."""
+    """Report peaks of the gradient norm in the second half of the run."""
     curve = record.curves.find("grad_norm")
     if curve is None or len(curve.values) < _FEWEST_LINES:
         return
@@ -182,7 +186,7 @@ def _check_gradients(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_waits(record: RunRecord) -> Iterator[Finding]:
-    """Say that the device waits for images or for masks."""
+    """Report a device that waited long for images or for masks."""
     remedies = {
         "data_wait": "Raise data.workers; smaller image files, or a faster disk, help as well.",
         "masks_wait": "Set mask.build=device on an accelerator; mask.views, or fewer mask.blocks, make masks cheaper.",
@@ -191,14 +195,14 @@ def _check_waits(record: RunRecord) -> Iterator[Finding]:
         curve = record.curves.find(key)
         if curve is None:
             continue
-        # the first lines also hold what is loaded and compiled once
+        # without the first quarter, in which workers start and kernels are compiled
         wait = curve.average_between(0.25, 1.0)
         if math.isfinite(wait) and wait > LONG_WAITS[key]:
             yield Finding("warning", f"The device waited for {what} {wait:.0%} of the time.", remedies[key])
 
 
 def _check_trees(record: RunRecord) -> Iterator[Finding]:
-    """Say that the hierarchies are chains."""
+    """Report hierarchies that are chains."""
     curve = record.curves.find("tree_height")
     patches = _count_units(record)
     if curve is None or patches is None:
@@ -213,11 +217,11 @@ def _check_trees(record: RunRecord) -> Iterator[Finding]:
 
 
 def _check_best(record: RunRecord) -> Iterator[Finding]:
-    """Say that a task had a better checkpoint than its last one."""
+    """Report an earlier checkpoint of a task that is better than the last one."""
     best = record.metrics.get("best")
     if not isinstance(best, Mapping) or "checkpoint" not in best:
         return
-    # beside the checkpoint stands the figure that it was chosen by
+    # best has two keys: the checkpoint, and the figure that it was chosen by
     for key, score in best.items():
         curve = record.curves.find(key)
         if curve is None or score - curve.values[-1] < _FELL / 2:
@@ -232,10 +236,10 @@ def _check_best(record: RunRecord) -> Iterator[Finding]:
 
 
 def _count_units(record: RunRecord) -> int | None:
-    """Return the number of mask units of an image, None if the configuration does not say it."""
+    """Return the number of mask units of an image, None if it does not follow from the configuration."""
     size: Any = record.setting("image_size")
     unit = record.setting("mask.unit") or record.setting("patch_size")
-    # the output tokens of a Swin are larger than its patches, and only the encoder's code knows by how much
+    # for a Swin it does not, because its output tokens are larger than its patches
     if not isinstance(size, list | tuple) or not unit or str(record.setting("encoder")).startswith("swin"):
         return None
     return int(size[0] // unit * (size[1] // unit))

@@ -1,6 +1,6 @@
-"""The table of the figures that runs log: which stand in one chart, and what they mean.
+"""The table of the figures that runs log: a row for each chart, with its curves and their meaning.
 
-Another part of ehm that logs a figure adds a row here; a figure without a row has a chart of its own at the end.
+Code that logs a new figure should have a row here; figures without one are drawn in charts of their own at the end.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ GROUPS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class FigureRow:
-    """A chart: ``keys`` of metrics.jsonl with the labels of their curves, and ``meaning``, plain sentences.
+    """A chart: the ``keys`` of its curves in metrics.jsonl with their labels, and its ``meaning`` in plain sentences.
 
-    ``from_zero`` begins the upward axis at 0.
+    With ``from_zero`` the vertical axis begins at 0.
     """
 
     group: str
@@ -40,7 +40,7 @@ class FigureRow:
 
 
 def _with_average(key: str) -> dict[str, str]:
-    """Return the key of a figure of the model as it trains, and that of its moving average."""
+    """Return the keys of a figure of the model and of its moving average, with their labels."""
     return {key: "online", f"{key}_ema": "average"}
 
 

@@ -1,4 +1,4 @@
-"""The figures of ``metrics.json`` as tables, and what they give rise to say; every task has its own."""
+"""Read the figures of ``metrics.json``, which every task writes in its own form, and find problems in them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ehm.report.record import RunRecord
 __all__ = ["ClassTable", "Measurement", "find_in_measurement", "read_measurements"]
 
 _FEWEST_IMAGES = 20
-"""Images of a class below which its figures say little."""
+"""A class needs at least so many images for its figures to be reliable."""
 _NAMED = 5
-"""Classes that a sentence names."""
+"""Classes that a sentence names, at most."""
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """A row for each class, or for each protocol; ``shares`` are the columns that have a bar, None being unknown.
+    """A table with a row for each of ``names``: classes, or protocols of retrieval.
 
-    ``worst_first`` are the numbers of the rows in the order of the first share.
+    ``shares`` are the columns with bars, by heading; a value is None if it is unknown. ``counts`` are further columns.
     """
 
     heading: str
@@ -34,7 +34,7 @@ class ClassTable:
 
     @property
     def worst_first(self) -> list[int]:
-        """The numbers of the rows, the lowest value of the last share first; those without a value come last."""
+        """The numbers of the rows, sorted by the last column of shares; rows without a value come last."""
         if not self.shares:
             return list(range(len(self.names)))
         column = list(self.shares.values())[-1]
@@ -43,9 +43,9 @@ class ClassTable:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A measurement: headline ``figures`` by name, a table, and the confusion of a classifier.
+    """A measurement: its main ``figures`` by name, a table, and the confusion of a classifier.
 
-    ``unit`` says what ``images`` counts.
+    ``images`` is the number of samples, and ``unit`` the plural of the word for them.
     """
 
     title: str
@@ -57,14 +57,14 @@ class Measurement:
 
 
 def read_measurements(record: RunRecord) -> list[Measurement]:
-    """Return what ``metrics.json`` of a run holds; nothing of a run that was not measured yet, or that lacks keys."""
+    """Return the measurements in ``metrics.json`` of a run; empty if there are none yet, or if keys are missing."""
     metrics = record.metrics
     try:
         if record.kind == "classification":
             return [_read_classification(metrics, "Held-out images")]
         if record.kind == "probe":
             parts = {"linear": "Linear probe", "neighbours": "Nearest neighbours"}
-            # until the probe ends, its linear part stands there alone
+            # until the end of the probe, the file only has the figures of the linear probe
             if "linear" not in metrics:
                 return [_read_classification(metrics, parts["linear"])]
             return [_read_classification(metrics[key], title) for key, title in parts.items()]
@@ -76,7 +76,7 @@ def read_measurements(record: RunRecord) -> list[Measurement]:
             return [_read_retrieval(metrics)]
         if record.kind == "vision_language":
             benchmarks = metrics["benchmarks"]
-            # of several, the part says no more than their number
+            # if there are several, "part" only says how many, which is not worth showing
             part = metrics if len(benchmarks) == 1 else {}
             return [_read_questions(part, benchmark) for benchmark in benchmarks]
     except (KeyError, TypeError, IndexError, ValueError):
@@ -85,7 +85,7 @@ def read_measurements(record: RunRecord) -> list[Measurement]:
 
 
 def find_in_measurement(measurement: Measurement) -> list[Finding]:
-    """Return what the figures of a classifier or of answers say beyond themselves; nothing of another task."""
+    """Return findings about the figures of a classifier or of answers; none for other tasks."""
     table = measurement.table
     if measurement.unit == "questions":
         return _find_in_answers(measurement)
@@ -134,13 +134,13 @@ def find_in_measurement(measurement: Measurement) -> list[Finding]:
 
 
 def _find_in_labels(table: ClassTable, images: int) -> list[Finding]:
-    """Say which of several labels are ranked no better than by chance, and how many are measured by few images."""
+    """Report labels that are ranked no better than by chance, and labels that are measured by few images."""
     guessed = []
     few = []
     for name, precision, count in zip(
         table.names, table.shares["average precision"], table.counts["images"], strict=True
     ):
-        # a ranking by chance has the precision that answering always has
+        # the average precision of a random ranking is the share of images with the label
         if precision is not None and precision <= count / images:
             guessed.append(name)
         if 0 < count < _FEWEST_IMAGES:
@@ -167,7 +167,7 @@ def _find_in_labels(table: ClassTable, images: int) -> list[Finding]:
 
 
 def _find_in_answers(measurement: Measurement) -> list[Finding]:
-    """Say so if answers are no better than those that language alone gives."""
+    """Report answers that are no better than those of a baseline without images."""
     accuracy = measurement.figures.get("Accuracy")
     if accuracy is None or not measurement.images:
         return []
@@ -202,7 +202,7 @@ def _list_never_predicted(table: ClassTable) -> list[str]:
 
 
 def _name_some(names: Sequence[str]) -> str:
-    """Return a few of ``names`` and how many more there are, with the verb that follows."""
+    """Return some of ``names`` and the number of others, followed by "is" or "are"."""
     shown = ", ".join(names[:_NAMED])
     if len(names) > _NAMED:
         shown += f" and {len(names) - _NAMED} more"
@@ -267,7 +267,7 @@ def _read_segmenter(values: Mapping[str, Any]) -> Measurement:
 def _read_detector(values: Mapping[str, Any]) -> Measurement:
     figures = {}
     shares = {}
-    # boxes last, as the classes are listed by them
+    # boxes come last, because the last column of shares decides the order of classes
     for part in ("masks", "boxes"):
         precision = values.get(part)
         if precision is not None:

@@ -1,4 +1,4 @@
-"""The worst mistakes of a classifier, as its run keeps them: small pictures, and a list of what they are."""
+"""The worst mistakes of a classifier that a run keeps: small pictures with the true and the predicted class."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from ehm.report.kept_pictures import read_pictures, save_pictures
 __all__ = ["MOST_MISTAKES", "Mistake", "read_mistakes", "save_mistakes"]
 
 MOST_MISTAKES = 24
-"""Mistakes that a run keeps."""
+"""Mistakes that a run keeps, at most."""
 _FOLDER = "mistakes"
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """A wrong answer: the ``image`` by its name, its class, the one that was predicted, and the probability of that.
+    """A wrong answer: the name of the ``image``, its class, the predicted class, and the probability of the latter.
 
-    ``file`` is the picture of it in the folder; empty if the image could not be read again.
+    ``file`` is the picture in the folder, "" if the image could not be read again.
     """
 
     image: str
@@ -32,13 +32,13 @@ class Mistake:
 
 
 def save_mistakes(folder: Path, mistakes: Sequence[tuple[Mistake, Image.Image | None]]) -> Path:
-    """Write ``mistakes`` with their images into the folder of a run, in place of those of an earlier measurement."""
+    """Write ``mistakes`` with their images into the folder of a run; those of an earlier measurement are replaced."""
     return save_pictures(folder, _FOLDER, [(asdict(mistake), image) for mistake, image in mistakes])
 
 
 def read_mistakes(folder: Path) -> list[tuple[Mistake, Path | None]]:
-    """Return the mistakes that a run keeps, worst first, with their pictures; none if it keeps none."""
+    """Return the mistakes that a run keeps, worst first, with their pictures; empty if it keeps none."""
     try:
         return [(Mistake(**row), picture) for row, picture in read_pictures(folder, _FOLDER)]
-    except TypeError:  # a list that was altered
+    except TypeError:  # the list was altered
         return []

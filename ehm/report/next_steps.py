@@ -1,4 +1,4 @@
-"""Commands that go on from a run, with its own paths."""
+"""Commands for the next steps after a run, with its paths filled in."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import shlex
 from dataclasses import dataclass, replace
 
 from ehm.report.record import RunRecord
-from ehm.report.settings import COMMAND_NAMES, quote_path, repeat_run
+from ehm.report.settings import COMMAND_NAMES, quote_path, write_repeat_command
 
 __all__ = ["NextStep", "list_next_steps", "list_uses"]
 
 _ELPV = "elpv"
 _LONGEST_LINE = 88
+"""Longer lines of commands are broken before their flags."""
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,15 @@ class NextStep:
 
 
 def list_next_steps(record: RunRecord) -> list[NextStep]:
-    """Return what to do after a run: go on with it if it is not complete, use it, and repeat what was done."""
+    """Return the next steps after a run: to continue it if it is not complete, to use it, and to repeat it."""
     steps = list_uses(record)
-    steps.append(NextStep("Run the same once more", repeat_run(record)))
+    steps.append(NextStep("Run the same once more", write_repeat_command(record)))
     steps.append(NextStep("Write this report again", f"ehm report {quote_path(record.folder)}"))
     return [replace(step, command=_break_lines(step.command)) for step in steps]
 
 
 def list_uses(record: RunRecord) -> list[NextStep]:
-    """Return how to go on with a run if it is not complete, and how to use it; a line is a whole command."""
+    """Return the steps that continue a run, if it is not complete, and use it; commands are not broken into lines."""
     steps = []
     if not record.is_complete:
         resume = f"{_without_task(record)} --resume --out {quote_path(record.folder)}"
@@ -55,7 +56,7 @@ def list_uses(record: RunRecord) -> list[NextStep]:
 
 
 def _break_lines(command: str) -> str:
-    """Return a long command on several lines, broken before its flags as a shell allows it."""
+    """Break long lines of a command before flags, in the way of a shell."""
     lines = []
     for line in command.splitlines():
         if len(line) > _LONGEST_LINE:
@@ -73,7 +74,7 @@ def _break_lines(command: str) -> str:
 
 def _list_after_pretraining(record: RunRecord) -> list[NextStep]:
     run = quote_path(record.folder)
-    # the photographs of ELPV have labels; of others nobody knows whether they have
+    # ELPV's photographs have labels; for other sources a placeholder is shown
     labelled = "data.source=elpv" if record.setting("data.source") == _ELPV else "data.source=/data/labelled"
     image_size = _name_image_size(record)
     steps = [
@@ -120,12 +121,12 @@ def _list_after_task(record: RunRecord) -> list[NextStep]:
 
 
 def _without_task(record: RunRecord) -> str:
-    """Return the command that resumes the run, which knows its task already."""
+    """Return the name of the command without ``--task``, which a resumed run does not need."""
     return COMMAND_NAMES[record.kind].partition(" --task")[0]
 
 
 def _name_image_size(record: RunRecord) -> str:
-    """Return the setting that trains on images as large as those of pretraining, as elpv's recipes have others."""
+    """Return the setting that trains on images of the size in pretraining, because elpv's recipes have other sizes."""
     size = record.setting("image_size")
     if not isinstance(size, list | tuple):
         return ""

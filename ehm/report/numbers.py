@@ -1,4 +1,4 @@
-"""Numbers as people read them: the units of figures, and values with as many digits as they deserve."""
+"""Format numbers for people: with units, and with a sensible number of digits."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 __all__ = ["BYTES", "PLAIN", "SHARE", "Unit", "format_number", "format_share", "format_value"]
 
 _SMALL = 1e-3
-"""Size below which a number is written with a power of ten."""
+"""Smaller numbers are written with a power of ten."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit that values are shown in: they are multiplied by ``factor`` and followed by ``suffix``."""
+    """A unit in which values are shown: multiplied by ``factor`` and followed by ``suffix``."""
 
     suffix: str = ""
     factor: float = 1.0
@@ -31,25 +31,25 @@ def format_value(value: float | None, unit: Unit = PLAIN) -> str:
     scaled = value * unit.factor
     if unit is SHARE:
         return f"{scaled:.1f}%"
-    # with the same digits as its neighbours, if it is no count
+    # counts have no decimals; other values have the same number of digits as those beside them
     text = format_number(scaled) if scaled == round(scaled) else _format_measured(scaled)
     return f"{text}{unit.suffix}"
 
 
 def format_share(value: float | None) -> str:
-    """Return a share of 1 in percent."""
+    """Return a share in [0, 1] in percent."""
     return format_value(value, SHARE)
 
 
 def _format_measured(value: float) -> str:
-    """Return a measured value, which keeps its zeros at the end."""
+    """Return a value with three significant digits, including zeros at the end."""
     if _SMALL <= abs(value) < 1000:
         return f"{value:#.3g}".removesuffix(".")
     return format_number(value)
 
 
 def format_number(value: float) -> str:
-    """Return a number with three digits that count, or all of a large one's."""
+    """Return a number with three significant digits, or if it is 1,000 or more, without decimals."""
     if value == 0:
         return "0"
     if abs(value) < _SMALL:

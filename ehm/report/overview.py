@@ -1,4 +1,4 @@
-"""The top of the page: what the run is, how far it came, and its most important figures."""
+"""The top of the page: the title and the status of the run, and its most important figures."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ RUN_NAMES: Mapping[Kind, str] = {
     "vision_language": "Vision-language",
 }
 _MOST_TILES = 6
-_TILES = ("knn", "knn_ema", "linear", "rankme", "mse", "codes_used", "loss", "images_per_second")
-"""Figures of curves that stand at the top, if there are any, after those that a task was measured by."""
+_CURVE_TILES = ("knn", "knn_ema", "linear", "rankme", "mse", "codes_used", "loss", "images_per_second")
+"""Figures of curves at the top of the page, the most important first; those of a task's measurement precede them."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A figure at the top of the page; ``note`` says where it comes from."""
+    """A figure at the top of the page; ``note`` explains it in a few words."""
 
     name: str
     value: str
@@ -39,7 +39,7 @@ class Tile:
 
 
 def write_title(record: RunRecord) -> str:
-    """Return what was trained, in a few words."""
+    """Describe in a few words what was trained."""
     if record.kind == "pretrain":
         objective = OBJECTIVE_NAMES.get(record.setting("objective"), record.setting("objective"))
         return f"{record.setting('encoder')} by {objective} with {record.setting('masking')} masks"
@@ -51,7 +51,7 @@ def write_title(record: RunRecord) -> str:
 
 
 def describe_status(record: RunRecord) -> tuple[str, str]:
-    """Return ``good`` or ``note``, and how far the run came."""
+    """Return ``good`` or ``note``, and a sentence on how far the run has come."""
     if record.has_lost_patience:
         measurements = record.state["measurements_without_gain"]
         return "good", f"Stopped early after step {record.step:,}: no new best in {measurements} measurements"
@@ -64,7 +64,7 @@ def describe_status(record: RunRecord) -> tuple[str, str]:
 
 
 def choose_tiles(record: RunRecord, measurements: Sequence[Measurement]) -> list[Tile]:
-    """Return the figures at the top: those that the run was measured by, and the last values of its main curves."""
+    """Return the figures at the top: those of measurements, then the last values of the main curves."""
     tiles = []
     for measurement in measurements:
         note = measurement.title
@@ -75,7 +75,7 @@ def choose_tiles(record: RunRecord, measurements: Sequence[Measurement]) -> list
     if record.kind == "probe" and "rankme" in record.metrics:
         tiles.append(Tile("RankMe", format_value(record.metrics["rankme"]), "directions of the features"))
     rows = {key: row for row in KNOWN_FIGURES for key in row.keys}
-    for key in _TILES:
+    for key in _CURVE_TILES:
         curve = record.curves.find(key)
         if curve is None:
             continue

@@ -1,4 +1,4 @@
-"""The page of a report: everything about a run that is shown, put together and rendered as HTML."""
+"""The page of a report: collect everything that is shown of a run, and render it as HTML."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ehm.storage.names import escape_undecodable
 __all__ = ["render_page"]
 
 _SHOWN_ROWS = 20
-"""Classes that are listed at once; the others can be opened."""
+"""Classes that are listed at first; a click shows the others."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AnswerCard:
 
     @property
     def level(self) -> str:
-        """The word for the score of the answer, "" if it has none."""
+        """The score of the answer in words, "" if it has none."""
         if self.answer.score is None:
             return ""
         return {0.0: "wrong", 1.0: "right"}.get(self.answer.score, f"score {self.answer.score:.1f}")
@@ -65,7 +65,7 @@ def render_page(record: RunRecord) -> str:
     script = read_template("report.js")
     measurements = read_measurements(record)
     findings = find_in_curves(record)
-    # of a probe the first one alone: the second measures the same images
+    # of a probe only the first one, because the second one is on the same images
     for measurement in measurements if record.kind == "vision_language" else measurements[:1]:
         findings += find_in_measurement(measurement)
     recipe = f"the defaults of {COMMAND_NAMES[record.kind]}"
@@ -91,17 +91,17 @@ def render_page(record: RunRecord) -> str:
         "settings": list_changed_settings(record),
         "recipe": recipe,
         "configuration": yaml.safe_dump(dict(record.config), sort_keys=False, allow_unicode=True),
-        # our own files, which are no text of users
+        # not escaped, because they are files of this package
         "style": Markup(read_template("report.css")),
         "script": Markup(script),
-        # the only script that a browser runs on this page, whatever a name may hold
+        # a browser runs only the script with this hash, so that a name cannot smuggle in another one
         "script_hash": base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii"),
     }
     return escape_undecodable(create_environment().get_template("report.html").render(values))
 
 
 def _order_findings(findings: list[Finding]) -> list[Finding]:
-    """Return warnings before notes; a sentence if there is nothing to say."""
+    """Return warnings before notes; if there are none, a finding that says so."""
     if not findings:
         return [Finding("good", "Nothing in the curves and figures calls for attention.")]
     order = {"warning": 0, "note": 1, "good": 2}

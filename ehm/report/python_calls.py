@@ -1,4 +1,4 @@
-"""Commands of a shell as calls of the functions of ``ehm``, for readers who work in a notebook."""
+"""Convert shell commands to calls of the functions of ``ehm``, for readers who work in a notebook."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _FUNCTIONS = {
     "bench export": "bench_export",
     "report": "write_report",
 }
-"""The functions whose names are not those of their commands."""
+"""Commands whose functions have another name."""
 _LISTS_FROM = {"compare": 0, "predict": 1, "inspect": 1}
-"""The number of arguments of a function before the one that is a list."""
+"""Functions whose positional arguments from this number on are one list."""
 
 
 def convert_to_python(command: str) -> str:
-    """Return the calls that do what ``command`` does, a line ``ehm ...`` or several.
+    """Convert ``command``, one or several lines ``ehm ...``, to Python.
 
     Flags become arguments of the same name, and ``--set`` becomes ``overrides``.
     """
@@ -29,7 +29,7 @@ def convert_to_python(command: str) -> str:
 def _convert_line(line: str) -> str:
     words = shlex.split(line)[1:]  # without ehm
     name = words.pop(0)
-    if f"{name} {words[:1] and words[0]}" in _FUNCTIONS:
+    if words and f"{name} {words[0]}" in _FUNCTIONS:  # a command of two words
         name = f"{name} {words.pop(0)}"
     positional, overrides, flags = _sort_words(words)
     function = _FUNCTIONS.get(name, name)
@@ -46,7 +46,7 @@ def _convert_line(line: str) -> str:
 
 
 def _sort_words(words: list[str]) -> tuple[list[str], list[str], dict[str, str | bool]]:
-    """Return the arguments without a flag, those of ``--set``, and the other flags with their values."""
+    """Return the positional arguments, the values of ``--set``, and the other flags with their values."""
     positional = []
     overrides = []
     flags: dict[str, str | bool] = {}
@@ -64,5 +64,5 @@ def _sort_words(words: list[str]) -> tuple[list[str], list[str], dict[str, str |
 
 
 def _quote(text: object) -> str:
-    """Return a text as Python writes it, in double quotes."""
+    """Return a text as a Python string in double quotes."""
     return json.dumps(str(text), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Everything that the folder of a run says about it, read without a training framework."""
+"""Read everything in the folder of a run that a report shows, without a training framework."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _TASKS: tuple[Kind, ...] = ("segmentation", "detection", "retrieval", "vision_la
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder describes it; whatever an earlier version or an unfinished run lacks is empty or None.
+    """The contents of the folder of a run; parts that an unfinished run or an earlier version lacks are empty or None.
 
-    ``state`` are the metadata of the newest checkpoint, ``metrics`` what ``metrics.json`` says.
+    ``state`` are the metadata of the newest checkpoint, and ``metrics`` the contents of ``metrics.json``.
     """
 
     folder: Path
@@ -60,19 +60,19 @@ class RunRecord:
 
     @property
     def step(self) -> int:
-        """The last step that the folder knows of."""
+        """The last step that the checkpoint or the log has."""
         return max(int(self.state.get("step", 0)), self.curves.last_step)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """The number of steps of an epoch, if anything says it."""
+        """The number of steps in an epoch, None if it is not known."""
         if self.state.get("epoch"):
             return max(1, round(self.state["step"] / self.state["epoch"]))
         return self.curves.steps_per_epoch
 
     @property
     def total_steps(self) -> int | None:
-        """The length of the schedule in steps, if it is known."""
+        """The length of the schedule in steps, None if it is not known."""
         if self.setting("optim.steps"):
             return int(self.setting("optim.steps"))
         if self.steps_per_epoch is None or not self.setting("optim.epochs"):
@@ -81,7 +81,7 @@ class RunRecord:
 
     @property
     def is_complete(self) -> bool:
-        """True if all steps of the schedule were taken, or no more were wanted because nothing improved."""
+        """True if all steps of the schedule were taken, or if the run stopped early because nothing improved."""
         if self.has_lost_patience:
             return True
         return self.total_steps is not None and self.step >= self.total_steps
@@ -100,10 +100,10 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read the folder of a run, which may be going on; raises CheckpointError if it holds no run."""
+    """Read the folder of a run, which may still be running; raises CheckpointError if it has no run."""
     newest = newest_checkpoint(folder / "checkpoints")
     state = open_checkpoint(newest).metadata if newest is not None else {}
-    # of a probe the file has keys that its checkpoints leave out
+    # the file comes first, because the configuration of a probe has keys that its checkpoints leave out
     if (folder / _CONFIG_FILE).is_file():
         config = read_mapping(folder / _CONFIG_FILE, str(folder / _CONFIG_FILE))
     else:
@@ -116,7 +116,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def _recognise_kind(config: Mapping[str, Any]) -> Kind | None:
-    """Return the kind of run that a complete configuration belongs to, None if it belongs to none."""
+    """Return the kind of run with this configuration, by the keys that only one kind has; None if it has no report."""
     if "objective" in config:
         return "pretrain"
     if "vocabulary" in config:
@@ -132,7 +132,7 @@ def _recognise_kind(config: Mapping[str, Any]) -> Kind | None:
 
 
 def _read_metrics(path: Path) -> Mapping[str, Any]:
-    """Return what ``metrics.json`` says; nothing if it is not there or cannot be read, as the rest is worth showing."""
+    """Return the contents of ``metrics.json``; empty if it is missing or damaged, so that the rest can be shown."""
     if not path.is_file():
         return {}
     try:

@@ -1,4 +1,4 @@
-"""The templates of this package, and the environment that fills them in with every value escaped."""
+"""The templates of this package, and the jinja environment that renders them with every value escaped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TEMPLATES = files("ehm.report") / "templates"
 def create_environment() -> Environment:
     """Return an environment of jinja for the templates of this package."""
     environment = Environment(
-        # every value is escaped, as most are names of users' classes, files and folders
+        # because most values are names of classes, files and folders, which may contain anything
         autoescape=True,
         loader=FunctionLoader(read_template),
         undefined=StrictUndefined,

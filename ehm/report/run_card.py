@@ -1,4 +1,4 @@
-"""The cards of runs and of their figures, which notebooks show for what the functions of ``ehm`` return."""
+"""The cards of runs and of their figures, by which notebooks show the results of the functions of ``ehm``."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from ehm.report.write import REPORT_FILE
 __all__ = ["FiguresCard", "list_tiles", "render_run_card"]
 
 _CHARTED_GROUPS = ("measured", "features", "learning", "tokens", "masks")
-"""Groups of figures of which the first chart stands on a card."""
+"""Groups of figures whose first chart is shown on a card."""
 _MOST_CHARTS = 3
 _MOST_MISTAKES = 6
 _MOST_CLASSES = 10
 
 
 def render_run_card(folder: Path) -> str | None:
-    """Return the card of the run in ``folder``; None if the folder holds no run any more."""
+    """Return the card of the run in ``folder``; None if there is no run any more."""
     try:
         record = read_record(folder)
     except EhmError:
@@ -57,7 +57,7 @@ def render_run_card(folder: Path) -> str | None:
 
 
 def list_tiles(figures: Mapping[str, float | None]) -> list[Tile]:
-    """Return a tile for each figure, with its name and unit in reports; one that is None is left out."""
+    """Return a tile for each figure that is not None, with its title and unit in reports."""
     rows = {key: row for row in KNOWN_FIGURES for key in row.keys}
     tiles = []
     for key, value in figures.items():
@@ -82,7 +82,7 @@ class FiguresCard:
 
 
 def _list_classes(measurements: Sequence[Measurement]) -> list[CardTable]:
-    """Return the table of the classes, the worst ones of many; none if there are no classes."""
+    """Return a list with the table of classes, or of the worst ones if there are many; empty without classes."""
     table = measurements[0].table if measurements else None
     if table is None:
         return []
@@ -107,7 +107,7 @@ def _choose_charts(curves: Curves) -> list[Chart]:
 
 
 def _embed_first_page(folder: Path) -> list[Picture]:
-    """Return the newest picture of a run, if it has any: reconstructions, or what a task draws."""
+    """Return a list with the newest page of a run, of reconstructions or of a task's pictures; empty without pages."""
     pages = find_newest_pages(folder / "pictures")
     if not pages:
         return []

@@ -25,7 +25,7 @@ def draw_charts(curves: Curves) -> dict[str, list[Chart]]:
         lines = []
         for key, label in row.keys.items():
             if curves.find(key) is not None:
-                # with the values that are not finite, which are gaps
+                # the complete curve, because values that are not finite are drawn as gaps
                 lines.append((label, curves.by_key[key]))
         if lines:
             charts[row.group].append(

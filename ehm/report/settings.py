@@ -1,4 +1,4 @@
-"""Facts about what was run: the network, the data, the machine, and the settings that are not the defaults."""
+"""Facts about a run: its network, data and machine, and the settings that differ from the defaults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     "describe_run",
     "list_changed_settings",
     "quote_path",
-    "repeat_run",
+    "write_repeat_command",
 ]
 
 COMMAND_NAMES: Mapping[Kind, str] = {
@@ -43,14 +43,14 @@ OBJECTIVE_NAMES = {
     "beit": "BEiT",
     "feature": "the features of a teacher",
 }
-"""The objectives as people write them."""
-_UNTOLD = {"objective", "encoder", "task"}
-"""Keys that the defaults are looked up by, so that they never differ."""
+"""The objectives by the names that papers give them."""
+_DEFAULT_KEYS = {"objective", "encoder", "task"}
+"""Keys that choose the defaults, and therefore never differ from them."""
 
 
 @dataclass(frozen=True)
 class ChangedSetting:
-    """A key whose value is not the default, both as YAML, and what it means."""
+    """A key whose value is not the default, with both in YAML, and the meaning of the key."""
 
     key: str
     value: str
@@ -59,18 +59,18 @@ class ChangedSetting:
 
 
 def quote_path(path: object) -> str:
-    """Return a path as a shell takes it."""
+    """Quote a path for a shell."""
     return shlex.quote(escape_undecodable(str(path)))
 
 
-def repeat_run(record: RunRecord) -> str:
-    """Return the command that runs the same thing once more, into another folder."""
+def write_repeat_command(record: RunRecord) -> str:
+    """Return the command that repeats a run in another folder."""
     config = quote_path(record.folder / "config.yaml")
     return f"{COMMAND_NAMES[record.kind]} --config {config} --out {quote_path(f'{record.folder}-again')}"
 
 
 def describe_run(record: RunRecord) -> list[tuple[str, str]]:
-    """Return facts about the run as pairs of a name and a value; what is not known is left out."""
+    """Return facts about the run as pairs of a name and a value; unknown ones are left out."""
     facts: list[tuple[str, str]] = []
     if record.kind == "pretrain":
         facts += _describe_pretraining(record)
@@ -105,7 +105,7 @@ def list_changed_settings(record: RunRecord) -> list[ChangedSetting]:
     known = flatten(defaults.model_dump(mode="json"))
     changed = []
     for key, value in flatten(record.config).items():
-        if key in _UNTOLD or key not in known or value == known[key]:
+        if key in _DEFAULT_KEYS or key not in known or value == known[key]:
             continue
         changed.append(ChangedSetting(key, _format_yaml(value), _format_yaml(known[key]), meanings.get(key, "")))
     return changed
@@ -117,7 +117,7 @@ def _describe_pretraining(record: RunRecord) -> Iterator[tuple[str, str]]:
     try:
         spec = TrainConfig.model_validate(record.config).spec
         encoder += f", {spec.width} wide, {spec.blocks} blocks"
-    except (ValidationError, ValueError):  # of a version with other keys
+    except (ValidationError, ValueError):  # written by a version with other keys
         pass
     if isinstance(size, list | tuple):
         encoder += f", {size[0]} x {size[1]} pixels in patches of {record.setting('patch_size')}"
@@ -154,12 +154,12 @@ def _describe_length(record: RunRecord) -> str:
 
 
 def _format_rate(record: RunRecord) -> str:
-    # optim.base_lr is for 256 images
+    # optim.base_lr is the rate for batches of 256 images
     return format_number(float(record.setting("optim.base_lr")) * int(record.setting("optim.batch_size")) / 256)
 
 
 def _find_defaults(record: RunRecord) -> Section | None:
-    """Return the configuration that the run would have had without any settings, None if there is none such."""
+    """Return the configuration that the run would have without any settings, None if there is none."""
     kind = next((kind for kind, name in COMMANDS.items() if name == COMMAND_NAMES[record.kind]), None)
     if kind is None:
         return None

@@ -1,4 +1,4 @@
-"""Writing the report of a run into its folder: by hand, and at the end of the run without ever losing it."""
+"""Write the report of a run into its folder: by ``ehm report``, or at the end of the run, which never fails by it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ REPORT_FILE = "report.html"
 def write_report(run: str | Path) -> Path:
     """Write ``report.html`` into the folder of a run, complete or not, in place of an earlier one.
 
-    Returns its path. Raises CheckpointError if the folder holds no run, and WriteError if the file cannot be written.
+    Returns its path. Raises CheckpointError if the folder has no run, and WriteError if the file cannot be written.
     """
     folder = Path(run)
     path = write_text(folder / REPORT_FILE, render_page(read_record(folder)))
@@ -27,16 +27,15 @@ def write_report(run: str | Path) -> Path:
 
 
 def write_final_report(folder: Path, draw: Callable[[Path], object] | None = None) -> None:
-    """Write the report of a run that has written everything else; one process calls this.
+    """Write the report at the end of a run, after everything else; only the main process calls this.
 
-    ``draw`` writes pictures into the folder first. Whatever goes wrong is printed in a sentence, and is no error: the
-    run is done.
+    ``draw`` writes pictures into the folder first. If anything goes wrong, a sentence is printed, and no error raised.
     """
     try:
         if draw is not None:
             draw(folder)
         write_report(folder)
-    # of any kind: after days of training, a mistake in drawing a chart must not end the command as a failure
+    # any error: after days of training, a mistake in drawing a chart must not make the command fail
     except Exception as error:
         reason = str(error) or type(error).__name__
         console.print(f"{folder / REPORT_FILE}: the report was not written: {reason}")
