@@ -28,10 +28,9 @@ __all__ = ["InspectedAnswerer", "choose_questions", "draw_answer_pages", "open_a
 
 _KIND = "answerer"
 _NOTES = (
-    "Below an image: the question, what the model wrote, the right answer, and what it wrote about an image of the "
-    "mean colour.",
-    "Beside it: what each latent takes of each patch in the last layer of the resampler, mean over heads, as a share "
-    "of the most that it takes of any.",
+    "Below an image: the question, the model's answer, the right answer, and the model's answer about a blank image.",
+    "Beside it: the attention of each latent to each patch in the last layer of the resampler, mean over heads, as a "
+    "share of its largest value.",
 )
 
 

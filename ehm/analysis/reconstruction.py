@@ -154,9 +154,9 @@ class _Page:
         if reconstruction.pixels is not None:
             notes.append(
                 "A reconstruction has the image's own pixels where it is visible, and predicted ones where it is "
-                "hidden. Its PSNR is that of the hidden pixels; below stands what they would have if each hidden patch "
-                "were filled with its own true mean colour. Training asks for hidden pixels only, so that predictions "
-                "of visible ones need not be good."
+                "hidden. Its PSNR is that of the hidden pixels; the line below has the PSNR of filling each hidden "
+                "patch with its own true mean colour. Only the prediction of hidden pixels is trained, so that of "
+                "visible ones need not be good."
             )
         if reconstruction.agreement is not None:
             notes.append(f"The {reconstruction.agreement_name} below a picture is the mean over its hidden patches.")

@@ -110,6 +110,25 @@ def add_predict_flags(parser: Parser) -> None:
         metavar="KIND",
         help="With --out, also write a faiss index of the features: flat, hnsw or ivf.",
     )
+    _add_source_flags(parser)
+    parser.add_argument("--config", action="append", dest="refused", help=argparse.SUPPRESS)
+    add_set_flag(
+        parser,
+        "With --bundle, set how the source is read, for example data.columns.path=file (docs/data.md).",
+    )
+    parser.get_group(RUN).add_argument(
+        "--device", help=f"Run on this device of ONNX Runtime: {_RUNTIME_DEVICES}; {_COMPILED_HELP} (default: auto)."
+    )
+    add_out_flag(
+        parser,
+        "Write predictions.jsonl, features.npy, patches.npy and visual_tokens.npy, as far as the bundle gives them, "
+        "into this folder (default: write no files); with --bundle, Parquet files.",
+    )
+    add_json_flag(parser, "Print a JSON object for each image, one on a line; with --bundle, one for all of them.")
+
+
+def _add_source_flags(parser: Parser) -> None:
+    """Add the flags that predict all images of a source."""
     source = parser.get_group("all images of a source")
     source.add_argument(
         "--bundle",
@@ -143,20 +162,6 @@ def add_predict_flags(parser: Parser) -> None:
         metavar="N",
         help="With --bundle, write N images into each Parquet file (default: 4096).",
     )
-    parser.add_argument("--config", action="append", dest="refused", help=argparse.SUPPRESS)
-    add_set_flag(
-        parser,
-        "With --bundle, set how the source is read, for example data.columns.path=file (docs/data.md).",
-    )
-    parser.get_group(RUN).add_argument(
-        "--device", help=f"Run on this device of ONNX Runtime: {_RUNTIME_DEVICES}; {_COMPILED_HELP} (default: auto)."
-    )
-    add_out_flag(
-        parser,
-        "Write predictions.jsonl, features.npy, patches.npy and visual_tokens.npy, as far as the bundle gives them, "
-        "into this folder (default: write no files); with --bundle, Parquet files.",
-    )
-    add_json_flag(parser, "Print a JSON object for each image, one on a line; with --bundle, one for all of them.")
 
 
 def add_serve_flags(parser: Parser) -> None:

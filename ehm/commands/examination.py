@@ -63,6 +63,13 @@ def add_inspect_flags(parser: Parser) -> None:
         choices=["none", "sinkhorn"],
         help="Balance the similarity in this way (default: as in the run behind the checkpoint).",
     )
+    _add_picture_flags(parser)
+    add_device_flag(parser)
+    add_out_flag(parser, "Write the pictures into this folder (default: runs/inspect).")
+
+
+def _add_picture_flags(parser: Parser) -> None:
+    """Add the flags of ``ehm inspect`` that only apply to some kinds of pictures."""
     picture = parser.get_group("picture")
     picture.add_argument(
         "--depths",
@@ -97,8 +104,6 @@ def add_inspect_flags(parser: Parser) -> None:
         help="Draw masks, images for gradients, or questions for answers with this seed (default: 0).",
     )
     picture.add_argument("--question", metavar="TEXT", help="For answers, ask this question about every image.")
-    add_device_flag(parser)
-    add_out_flag(parser, "Write the pictures into this folder (default: runs/inspect).")
 
 
 def add_report_flags(parser: Parser) -> None:

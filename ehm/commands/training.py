@@ -104,6 +104,13 @@ def add_compare_flags(parser: Parser) -> None:
         parser,
         "Set how encoders are measured, for example folds=10; ehm configs --keys compare lists the keys.",
     )
+    _add_study_flags(parser)
+    add_device_flag(parser)
+    add_out_flag(parser, "Keep what is measured, and write the tables, into this folder (default: runs/compare).")
+
+
+def _add_study_flags(parser: Parser) -> None:
+    """Add the flags of ``ehm compare`` for studies."""
     study = parser.get_group("study")
     study.add_argument(
         "--train",
@@ -130,8 +137,6 @@ def add_compare_flags(parser: Parser) -> None:
         action="store_true",
         help="With --train, train nothing, and compare the runs that are complete.",
     )
-    add_device_flag(parser)
-    add_out_flag(parser, "Keep what is measured, and write the tables, into this folder (default: runs/compare).")
 
 
 def add_tokenizer_flags(parser: Parser) -> None:

@@ -90,7 +90,7 @@ def refuse_training_images(candidates: Sequence[Candidate], images: LabelledImag
         if count:
             raise ConfigError(
                 f"{candidate.name}: was trained with the labels of {count:,} of the {len(measured):,} images to "
-                "measure on, so that its figures would say nothing about others; compare the encoder that it began "
+                "measure on, so its figures would say nothing about new images; compare the encoder that it began "
                 "with, or take other images"
             )
 

@@ -168,7 +168,7 @@ def _compare_arms(file: str, out: Path, device: str, flags: _StudyFlags) -> Comp
     done = gather_results(study, runs, out, tables)  # again, with the results of the runs since then
     if not done:
         report_failures(failed)
-        raise ConfigError(f"--out {out}: no run is complete yet, so that there is nothing to compare")
+        raise ConfigError(f"--out {out}: no run is complete yet, so there is nothing to compare")
     table = tabulate_study(study, done, figure)
     table.show()
     missing = len(runs) - len(done)

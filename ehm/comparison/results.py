@@ -139,5 +139,5 @@ def read_results_table(path: Path, runs: Iterable[RunKey]) -> Results:
     except OSError as error:
         raise DataError(f"--results {path}: cannot be read: {error.strerror}") from None
     if others:
-        console.print(f"{path}: {len(others)} runs are none of this study ({next(iter(others))}, ...) and left aside")
+        console.print(f"{path}: {len(others)} runs are none of this study ({next(iter(others))}, ...) and are ignored")
     return results

@@ -70,7 +70,7 @@ def check_run(study: StudyConfig, run: RunKey, out: Path) -> None:
     except ConfigError as error:
         reason = str(error).removeprefix("--resume: ").partition(";")[0]
         raise ConfigError(
-            f"{folder}: {reason}; set in the study what was set then, or remove the run, or choose another --out"
+            f"{folder}: {reason}; restore these settings in the study, remove the run, or choose another --out"
         ) from None
 
 

@@ -107,15 +107,15 @@ def draw_chart(
     ends = []
     for _, curve in finite:
         ends.append((x_axis.place(curve.steps[-1] / scale), y_axis.place(curve.values[-1] * unit.factor)))
-    label_places = _spread_labels([y for _, y in ends])
+    label_heights = _spread_labels([y for _, y in ends])
     lines = []
     for number, (label, curve) in enumerate(curves):
         thinned = thin_out(curve, _MOST_POINTS)
-        path, points, readings = _trace(thinned, x_axis, y_axis, scale, x_label, unit)
+        path, points, readings = _trace_curve(thinned, x_axis, y_axis, scale, x_label, unit)
         if len(points) > _FEW_POINTS:
             points = ()
         style = number + 1
-        lines.append(Line(style, label, path, ends[number], texts[number], label_places[number], points, readings))
+        lines.append(Line(style, label, path, ends[number], texts[number], label_heights[number], points, readings))
     return Chart(
         title=title,
         meaning=meaning,
@@ -164,7 +164,7 @@ def thin_out(curve: Curve, most: int) -> Curve:
     return Curve(tuple(curve.steps[index] for index in chosen), tuple(curve.values[index] for index in chosen))
 
 
-def _trace(
+def _trace_curve(
     curve: Curve, x_axis: Axis, y_axis: Axis, scale: int, x_label: str, unit: Unit
 ) -> tuple[str, tuple[tuple[float, float], ...], tuple[str, ...]]:
     """Return the SVG path through the points of ``curve``, the points, and the text of each."""

@@ -96,8 +96,8 @@ def _check_measured(record: RunRecord) -> Iterator[Finding]:
     if record.kind == "pretrain" and record.step > 0 and not has_figure:
         yield Finding(
             "note",
-            "Nothing here tells how good the features are: no figure of them was measured on the way.",
-            "Measure them with ehm probe or ehm compare; the commands stand below.",
+            "Nothing here tells how good the features are: they were not measured during the run.",
+            "Measure them with ehm probe or ehm compare; the commands are below.",
         )
 
 

@@ -100,8 +100,8 @@ KNOWN_FIGURES: tuple[FigureRow, ...] = (
             "accuracy_blank": "blank images",
             "accuracy_commonest": "commonest answers",
         },
-        "The mean score of the answers. Beside it stand two that need no image: that of the same model on blank "
-        "images, and that of the commonest answers. What lies above both was seen.",
+        "The mean score of the answers, and two scores without images: of the same model on blank images, and of "
+        "always giving the commonest answers. Only a score above both shows that the model uses the images.",
         SHARE,
     ),
     FigureRow(

@@ -95,12 +95,16 @@ def find_in_measurement(measurement: Measurement) -> list[Finding]:
         return _find_in_labels(table, measurement.images)
     if measurement.confusion is None:
         return []
+    return _find_in_classes(table, measurement.figures["Top-1"] or 0.0, measurement.images)
+
+
+def _find_in_classes(table: ClassTable, accuracy: float, images: int) -> list[Finding]:
+    """Report a classifier that is no better than a guess, and classes that it never predicts or that are few."""
     support = table.counts["images"]
     found = []
-    accuracy = measurement.figures["Top-1"] or 0.0
-    error = math.sqrt(accuracy * (1 - accuracy) / measurement.images)
+    error = math.sqrt(accuracy * (1 - accuracy) / images)  # the standard error of a share
     largest = max(range(len(support)), key=support.__getitem__)
-    guess = support[largest] / measurement.images
+    guess = support[largest] / images
     if accuracy <= guess + 2 * error:
         found.append(
             Finding(
@@ -126,7 +130,7 @@ def find_in_measurement(measurement: Measurement) -> list[Finding]:
         found.append(
             Finding(
                 "note",
-                f"On {measurement.images:,} images the standard error of top-1 is {100 * error:.1f} points: take "
+                f"On {images:,} images the standard error of top-1 is {100 * error:.1f} points: take "
                 f"differences below {200 * error:.1f} points for chance.",
             )
         )

@@ -97,7 +97,7 @@ def _list_after_pretraining(record: RunRecord) -> list[NextStep]:
             f"ehm compare {run} scratch --source {source} --out {run}-comparison",
         ),
         NextStep(
-            "Look at what it hides, at what it fills in, and at the parts that it sees",
+            "Look at its masks, at its reconstructions, and at the parts that it divides images into",
             f"ehm inspect masks PHOTOGRAPHS --checkpoint {run} --out {run}-pictures\n"
             f"ehm inspect reconstruction PHOTOGRAPHS --checkpoint {run} --out {run}-pictures\n"
             f"ehm inspect hierarchy PHOTOGRAPHS --checkpoint {run} --out {run}-pictures",

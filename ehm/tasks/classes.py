@@ -170,7 +170,7 @@ def _require_every_class(
         return
     several = "classes" if len(absent) > 1 else "class"
     # all images of a rare class may be in the held-out fold
-    held_out = "; what is held out (fold) may hold them" if train.selected is not None else ""
+    held_out = "; they may all be in the fold that is held out" if train.selected is not None else ""
     raise DataError(
         f"data.source {config.source}: {several} {list_names(absent)} without any {unit} to train on ({train.title})"
         f"{held_out}; add some or remove the name; {ALLOW}"

@@ -219,8 +219,8 @@ def _check_companions(config: TrainConfig, start: Checkpoint, companions: Mappin
     """Raise CheckpointError if a resumed run has another tokenizer or teacher than ``start`` was trained with."""
     if start.metadata.get("tokenizer") not in (None, companions.get("tokenizer")):
         raise CheckpointError(
-            f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens "
-            "mean other things; give that one, or start a new run"
+            f"model.tokenizer {config.model.tokenizer}: is not the one that this run began with, and its tokens have "
+            "other meanings; give that one, or start a new run"
         )
     if start.metadata.get("teacher") not in (None, companions.get("teacher")):
         raise CheckpointError(

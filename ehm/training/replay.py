@@ -114,8 +114,8 @@ def _advise(found: StepExamination, was_broken: bool, weight: float, config: Tra
     norm = found.metrics["grad_norm"]
     if math.isfinite(loss) and math.isfinite(norm) and not was_broken:
         return (
-            "the step is finite here; if nothing but the device is another one, or nothing at all, look for a faulty "
-            "device, and set run.deterministic=true; if settings are others, they help"
+            "the step is finite here; if you changed settings, they help; if you changed nothing, or only the device, "
+            "look for a faulty device, and set run.deterministic=true"
         )
     advice = []
     if was_broken:

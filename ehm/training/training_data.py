@@ -93,7 +93,7 @@ def read_training_data(checkpoint: Checkpoint) -> TrainingData | None:
         val = None if stored["val"] is None else SourceIdentity(**stored["val"])
     except (KeyError, TypeError):
         raise CheckpointError(
-            f"{checkpoint.folder}: what it says of the images it was trained on cannot be read"
+            f"{checkpoint.folder}: the list of images that it was trained on cannot be read"
         ) from None
     return TrainingData(train, val, **groups)
 

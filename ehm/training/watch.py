@@ -111,7 +111,7 @@ class Watch:
         start = time.perf_counter()
         figures = self._measure_learner(learner, batches)
         if not figures:
-            console.print(f"Step {done}: the features are not finite, so that nothing could be measured")
+            console.print(f"Step {done}: the features are not finite and could not be measured")
             return {}, False
         seconds = time.perf_counter() - start
         self._figures = figures

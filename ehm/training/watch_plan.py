@@ -72,7 +72,7 @@ class WatchPlan:
         share = cost / (self.interval + cost)
         sentence += f"; every {self._describe_steps(self.interval)} it takes {share:.1%} of the time"
         if is_chosen_here:
-            sentence += ", and so it is done (watch.every sets another interval)"
+            sentence += ", and this is the interval from now on (watch.every sets another one)"
         return sentence
 
     def describe(self) -> str:

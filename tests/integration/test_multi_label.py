@@ -120,7 +120,7 @@ def test_evaluation_takes_the_thresholds_of_the_training(run, table, tmp_path):
     assert not again.chosen_here
     assert (again.mean_ap, again.f1) == (run.report.mean_ap, run.report.f1)
     assert read_predictions(tmp_path) == read_predictions(run.out)
-    with pytest.raises(DataError, match="has no several labels an image"):
+    with pytest.raises(DataError, match="its images do not have several labels"):
         evaluate(run.out, device="cpu", overrides=["data.columns.separator=null", "data.columns.label=patient"])
 
 

@@ -187,6 +187,6 @@ def _require_same_kind(source: Source, has_several: bool, config: FinetuneConfig
         require_labels(source, config.data.source)
     elif find_targets(source) is None:
         raise DataError(
-            f"data.source {config.data.source}: has no several labels an image, which the classifier was trained on; "
+            f"data.source {config.data.source}: its images do not have several labels, as the classifier expects; "
             "data.columns.label and data.columns.separator say where a table has them"
         )
