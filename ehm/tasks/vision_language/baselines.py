@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from ehm.data.questions import Question
 from ehm.tasks.vision_language.answers import normalise_answer, shorten_answer
-from ehm.tasks.vision_language.scores import score
+from ehm.tasks.vision_language.scores import score_answer
 
 __all__ = ["find_commonest_answer", "score_commonest"]
 
@@ -28,7 +28,7 @@ def score_commonest(questions: Sequence[Question], group_of: Callable[[Question]
     total = 0.0
     for members in groups.values():
         answer = find_commonest_answer(members)
-        total += sum(score(question, answer) for question in members)
+        total += sum(score_answer(question, answer) for question in members)
     return total / len(questions)
 
 

@@ -17,7 +17,7 @@ from ehm.data.questions import Question, QuestionSource
 from ehm.errors import BrokenImage
 from ehm.report.answers import MOST_ANSWERS, ShownAnswer, save_answers
 from ehm.tasks.vision_language.answers import shorten_answer
-from ehm.tasks.vision_language.scores import score
+from ehm.tasks.vision_language.scores import score_answer
 
 __all__ = ["choose_examples", "describe_answer", "write_answers"]
 
@@ -34,7 +34,7 @@ def choose_examples(questions: Sequence[Question], texts: Sequence[str], most: i
     groups: dict[tuple[str, bool], list[int]] = {}
     for position in np.random.default_rng(0).permutation(len(questions)).tolist():
         question = questions[position]
-        is_right = bool(question.answers) and score(question, texts[position]) >= _RIGHT
+        is_right = bool(question.answers) and score_answer(question, texts[position]) >= _RIGHT
         groups.setdefault((question.kind, is_right), []).append(position)
     # one of each group in turn, until all are taken
     in_turn = chain.from_iterable(zip_longest(*(groups[key] for key in sorted(groups))))
@@ -73,7 +73,7 @@ def describe_answer(question: Question, text: str, blank_text: str | None = None
         question.text,
         _shorten(question, text),
         question.truth,
-        score(question, text) if question.answers else None,
+        score_answer(question, text) if question.answers else None,
         None if blank_text is None else _shorten(question, blank_text),
     )
 

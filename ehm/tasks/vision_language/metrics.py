@@ -18,7 +18,7 @@ from ehm.data.questions import Question
 from ehm.report.run_card import FiguresCard
 from ehm.tasks.vision_language.answers import find_number
 from ehm.tasks.vision_language.baselines import find_commonest_answer, score_commonest
-from ehm.tasks.vision_language.scores import score, score_exactly
+from ehm.tasks.vision_language.scores import score_answer, score_answer_exactly
 
 __all__ = ["BenchmarkReport", "KindFigures", "VisionLanguageReport", "report_benchmark"]
 
@@ -160,13 +160,13 @@ def report_benchmark(
     answered = [index for index, question in enumerate(questions) if question.answers]
     known = [questions[index] for index in answered]
     written = [texts[index] for index in answered]
-    scores = list(map(score, known, written))
+    scores = list(map(score_answer, known, written))
     blank = None
     if blank_texts is not None:
-        blank = list(map(score, known, [blank_texts[index] for index in answered]))
+        blank = list(map(score_answer, known, [blank_texts[index] for index in answered]))
     exact = None
     if any(question.has_votes for question in known):
-        exact = _average(list(map(score_exactly, known, written)))
+        exact = _average(list(map(score_answer_exactly, known, written)))
     by_subject = None
     if any(question.subject for question in known):
         by_subject = score_commonest(known, lambda question: question.subject)
@@ -217,7 +217,7 @@ def _divide(
                 len(indices),
                 _require(_average([scores[index] for index in indices])),
                 None if blank is None else _average([blank[index] for index in indices]),
-                _require(_average([score(question, commonest) for question in own])),
+                _require(_average([score_answer(question, commonest) for question in own])),
             )
         )
     return tuple(found)

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from ehm.data.questions import Question
 from ehm.tasks.vision_language.answers import normalise_answer, shorten_answer, strip_punctuation, take_sentence
 
-__all__ = ["score", "score_exactly", "score_vqa", "score_vqa_exactly"]
+__all__ = ["score_answer", "score_answer_exactly", "score_vqa", "score_vqa_exactly"]
 
 _ENOUGH = 3
 """People who must have given an answer for it to count as completely right."""
 
 
-def score(question: Question, text: str) -> float:
+def score_answer(question: Question, text: str) -> float:
     """Return the score in [0, 1] of ``text``, a model's answer to ``question``, by the paper's rules.
 
     A yes, no or number is right or wrong. Other answers are compared with those of ten people by :func:`score_vqa` if
@@ -31,11 +31,11 @@ def score(question: Question, text: str) -> float:
     return float(normalise_answer(given) in set(map(normalise_answer, question.answers)))
 
 
-def score_exactly(question: Question, text: str) -> float:
-    """Return the score like :func:`score`, but by VQA's official rule if the question has votes."""
+def score_answer_exactly(question: Question, text: str) -> float:
+    """Return the score like :func:`score_answer`, but by VQA's official rule if the question has votes."""
     if question.has_votes:
         return score_vqa_exactly(question.answers, take_sentence(text))
-    return score(question, text)
+    return score_answer(question, text)
 
 
 def score_vqa(answers: Sequence[str], given: str) -> float:

@@ -15,7 +15,7 @@ from ehm.tasks.vision_language.answers import (
     shorten_answer,
     take_sentence,
 )
-from ehm.tasks.vision_language.scores import score, score_exactly, score_vqa, score_vqa_exactly
+from ehm.tasks.vision_language.scores import score_answer, score_answer_exactly, score_vqa, score_vqa_exactly
 
 CASES = Path(__file__).parents[2] / "data" / "questions"
 VQA = json.loads((CASES / "vqa_cases.json").read_text(encoding="utf-8"))
@@ -106,18 +106,18 @@ def test_the_rule_of_a_question_says_how_its_answer_is_found():
     assert shorten_answer("Well, no", "yes_no") == "no"
     assert shorten_answer("red. And blue", "text") == "red"
     count = Question("How many cats are there in the image?", ("3",), "number", "a.jpg", rule="number")
-    assert (score(count, "I see three cats."), score(count, "4"), score(count, "")) == (1, 0, 0)
+    assert [score_answer(count, text) for text in ("I see three cats.", "4", "")] == [1, 0, 0]
     there = Question("Does cat exist in the image?", ("No",), "yes/no", "a.jpg", rule="yes_no")
-    assert (score(there, "no, it does not"), score(there, "Yes"), score(there, "maybe")) == (1, 0, 0)
+    assert [score_answer(there, text) for text in ("no, it does not", "Yes", "maybe")] == [1, 0, 0]
     colour = Question("what color is the shape?", ("red",), "colour", "a.png")
-    assert (score(colour, "Red."), score(colour, "dark red"), score(colour, "")) == (1, 0, 0)
-    assert score_exactly(colour, "the red") == 1
+    assert [score_answer(colour, text) for text in ("Red.", "dark red", "")] == [1, 0, 0]
+    assert score_answer_exactly(colour, "the red") == 1
 
 
 def test_ten_answers_are_scored_by_vote_of_the_first_sentence():
     votes = Question("What is it?", ("dog",) * 6 + ("puppy",) * 4, "other", "a.jpg")
-    assert score(votes, "a big dog. It barks.") == 1
-    assert score_exactly(votes, "a big dog. It barks.") == 0
-    assert score_exactly(votes, "The dog. It barks.") == 1
+    assert score_answer(votes, "a big dog. It barks.") == 1
+    assert score_answer_exactly(votes, "a big dog. It barks.") == 0
+    assert score_answer_exactly(votes, "The dog. It barks.") == 1
     with pytest.raises(ValueError, match="not published"):
-        score(Question("What is it?", (), "other", "a.jpg"), "dog")
+        score_answer(Question("What is it?", (), "other", "a.jpg"), "dog")
