@@ -83,10 +83,10 @@ def draw_answer_pages(model: InspectedAnswerer, questions: Sequence[Question], p
     """Yield a page for each ``per_page`` of ``questions``: images, answers, and the attention of the latents."""
     for first in range(0, len(questions), per_page):
         asked = questions[first : first + per_page]
-        yield draw_answers_page(_answer(model, asked), f"Answers of {model.origin}", _NOTES)
+        yield draw_answers_page(_answer_questions(model, asked), f"Answers of {model.origin}", _NOTES)
 
 
-def _answer(model: InspectedAnswerer, questions: Sequence[Question]) -> list[PicturedAnswer]:
+def _answer_questions(model: InspectedAnswerer, questions: Sequence[Question]) -> list[PicturedAnswer]:
     """Ask ``questions`` about their images, and again about images of the mean colour, for comparison."""
     learner = model.learner
     transform = EvalTransform.from_spec(learner.image_size, learner.inputs)

@@ -45,9 +45,9 @@ class InspectedModel:
         """Compute the similarity of each pair of units of (B, H, W, 3) images, by ``mask.similarity``: (B, U, U)."""
         if self.mask.similarity == "cosine":
             tokens = self.encoder.compute_tokens(images, self.mask.blocks)
-            return masking.cosine_similarity(self._pool(tokens.swapaxes(1, 2)).swapaxes(1, 2))
-        rows = self._pool(self.encoder.compute_similarity(images, self.mask.blocks))
-        return self._pool(rows.swapaxes(1, 2))
+            return masking.cosine_similarity(self._pool_patches(tokens.swapaxes(1, 2)).swapaxes(1, 2))
+        rows = self._pool_patches(self.encoder.compute_similarity(images, self.mask.blocks))
+        return self._pool_patches(rows.swapaxes(1, 2))
 
     def compute_saliency(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Compute the mean attention of the class token to each unit of (B, H, W, 3) images: (B, U).
@@ -59,7 +59,7 @@ class InspectedModel:
         attention = self.encoder.compute_attention(images)
         # other tokens, such as registers, may stand between the class token and the patches
         first = attention.shape[-1] - self.encoder.grid[0] * self.encoder.grid[1]
-        return self._pool(attention[:, :, 0, first:].mean(1))
+        return self._pool_patches(attention[:, :, 0, first:].mean(1))
 
     def build_hierarchy(self, images: NDArray[np.uint8]) -> Hierarchy:
         """Build the trees of (B, H, W, 3) images."""
@@ -84,7 +84,7 @@ class InspectedModel:
         measure = "mean attention of" if self.mask.similarity == "attention" else "cosine of the tokens behind"
         return f"Similarity: {measure} the first blocks (at most {self.mask.blocks}), {treatment}."
 
-    def _pool(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _pool_patches(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the mean over the patches of each unit, along the last axis: (..., N) -> (..., U)."""
         rows, columns = self.units
         cells = values.reshape(*values.shape[:-1], rows, self.side, columns, self.side)

@@ -73,7 +73,7 @@ def open_candidates(names: Sequence[str], backend: Backend, out: Path, scratch_s
             first = next(iter(opened))
             members = _make_scratch(first, opened[first], backend, out / SCRATCH, scratch_seeds)
         else:
-            members = (Member(name, _identify(opened[name])),)
+            members = (Member(name, _identify_weights(opened[name])),)
         candidates.append(Candidate(name, members))
     return candidates
 
@@ -131,7 +131,7 @@ def _make_scratch(name: str, weights: Weights, backend: Backend, folder: Path, s
     return tuple(members)
 
 
-def _identify(weights: Weights) -> str:
+def _identify_weights(weights: Weights) -> str:
     """Return a key of everything that the features of ``weights`` depend on, without the path of their file."""
     provenance = weights.provenance
     facts: dict[str, Any] = {"sha256": provenance.sha256, "inputs": provenance.inputs.to_json(), "timm": weights.timm}

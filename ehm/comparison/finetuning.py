@@ -51,10 +51,10 @@ def finetune_on_split(
     """
     # an interruption may have left the run of another encoder or split there
     shutil.rmtree(folder, ignore_errors=True)
-    task_class = type("SplitClassification", (_SplitClassification,), {"divided": _divide(images, split)})
+    task_class = type("SplitClassification", (_SplitClassification,), {"divided": _take_subsets(images, split)})
     overrides = _list_overrides(init, measure, seed)
     run = open_run(FinetuneConfig, measure.recipe, measure.recipe, overrides, device, folder)
-    with run.explain_write_errors(), _silence():
+    with run.explain_write_errors(), _silence_console():
         task: Classification = task_class(run.config, run.backend, run.start)
         train_task(task, run, title="finetune")
         answers = _collect_answers(task, run.backend)
@@ -63,7 +63,7 @@ def finetune_on_split(
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def _silence_console() -> Iterator[None]:
     """Print nothing for a while: a comparison fine-tunes many times and shows a progress of its own."""
     was_quiet = console.quiet
     console.quiet = True
@@ -73,7 +73,7 @@ def _silence() -> Iterator[None]:
         console.quiet = was_quiet
 
 
-def _divide(images: LabelledImages, split: Split) -> tuple[Subset[Source], Subset[Source]]:
+def _take_subsets(images: LabelledImages, split: Split) -> tuple[Subset[Source], Subset[Source]]:
     """Return the training and the test images of ``split``, as subsets of their sources."""
     if images.is_divided:
         train, val = images.parts

@@ -69,7 +69,7 @@ def open_images(measure: MeasureConfig) -> LabelledImages:
     _check_folds(images.labels, source.classes, measure)
     splits: list[Split] = []
     for repeat in range(measure.repeats):
-        fold_of = _divide(images, measure.folds, repeat)
+        fold_of = _assign_folds(images, measure.folds, repeat)
         for fold in range(measure.folds):
             splits.append(Split(np.flatnonzero(fold_of != fold), np.flatnonzero(fold_of == fold)))
     times = f", {measure.repeats} times" if measure.repeats > 1 else ""
@@ -97,7 +97,7 @@ def draw_stratified(labels: NDArray[np.int64], most: int | None) -> NDArray[np.i
     return np.sort(by_rank[:most])
 
 
-def _divide(images: Subset[Source], folds: int, seed: int) -> NDArray[np.int64]:
+def _assign_folds(images: Subset[Source], folds: int, seed: int) -> NDArray[np.int64]:
     """Return the fold of each of ``images`` (n,), stratified by classes; groups of a table stay together."""
     groups = find_groups(images.source)
     if groups is None:

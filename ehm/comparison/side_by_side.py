@@ -67,7 +67,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[str], environment: dict[str,
                 _give_up_dependents(waiting, jobs, meter)
                 for job in _find_ready(waiting, jobs)[: len(free)]:
                     waiting.remove(job)
-                    running.append(_start(job, free.pop(0), environment))
+                    running.append(_start_process(job, free.pop(0), environment))
                 time.sleep(_POLL_SECONDS)
                 for each in list(running):
                     each.job.status = each.process.poll()
@@ -77,7 +77,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[str], environment: dict[str,
                         meter.count_end(each.job, time.perf_counter() - each.started)
                 meter.show(sum(_read_share(each.job.log) for each in running))
         finally:
-            _stop(running)
+            _stop_processes(running)
 
 
 def _find_ready(waiting: Sequence[Job], jobs: Sequence[Job]) -> list[Job]:
@@ -101,7 +101,7 @@ def _give_up_dependents(waiting: list[Job], jobs: Sequence[Job], meter: _Meter) 
             meter.count_end(job, 0.0)
 
 
-def _start(job: Job, device: str, environment: dict[str, str]) -> _Running:
+def _start_process(job: Job, device: str, environment: dict[str, str]) -> _Running:
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("wb") as log:
         process = subprocess.Popen(
@@ -114,7 +114,7 @@ def _start(job: Job, device: str, environment: dict[str, str]) -> _Running:
     return _Running(job, device, process)
 
 
-def _stop(running: Sequence[_Running]) -> None:
+def _stop_processes(running: Sequence[_Running]) -> None:
     """End the processes that still run after an interruption; their runs go on from their checkpoints later."""
     for each in running:
         each.process.terminate()

@@ -50,7 +50,7 @@ def compute_seed_interval(values: Sequence[float]) -> Interval:
     count = len(values)
     if count < 2:
         return Interval(float(np.mean(values)), None, count)
-    half = _t_quantile(count) * np.std(values, ddof=1) / math.sqrt(count)
+    half = _compute_t_quantile(count) * np.std(values, ddof=1) / math.sqrt(count)
     return Interval(float(np.mean(values)), float(half), count)
 
 
@@ -64,17 +64,17 @@ def compute_fold_interval(values: Sequence[float], test_share: float) -> Interva
     count = len(values)
     if count < 2:
         return Interval(float(np.mean(values)), None, count)
-    half = _t_quantile(count) * math.sqrt((1 / count + test_share) * float(np.var(values, ddof=1)))
+    half = _compute_t_quantile(count) * math.sqrt((1 / count + test_share) * float(np.var(values, ddof=1)))
     return Interval(float(np.mean(values)), half, count)
 
 
 def compute_bootstrap_interval(value: float, resampled: NDArray[np.float64]) -> Interval:
     """Return ``value`` with its normal interval; the standard error is the deviation of ``resampled`` values (n,)."""
-    half = _normal_quantile() * float(np.std(resampled, ddof=1))
+    half = _compute_normal_quantile() * float(np.std(resampled, ddof=1))
     return Interval(value, half, len(resampled))
 
 
-def _t_quantile(count: int) -> float:
+def _compute_t_quantile(count: int) -> float:
     """Return the number of standard errors in half an interval of ``count`` values, by Student's t distribution."""
     # imported here, because SciPy comes with scikit-learn, and check_scikit_learn says in a sentence if that is missing
     from scipy import stats
@@ -82,6 +82,6 @@ def _t_quantile(count: int) -> float:
     return float(stats.t.ppf(_UPPER, count - 1))
 
 
-def _normal_quantile() -> float:
+def _compute_normal_quantile() -> float:
     """Return the number of standard errors in half an interval, by the normal distribution."""
     return NormalDist().inv_cdf(_UPPER)

@@ -69,7 +69,7 @@ class ComparisonTable:
         sentences = []
         for difference in self.differences:
             for key, interval in difference.figures.items():
-                sentences.append(self._judge(difference, self.measures[key], interval))
+                sentences.append(self._judge_difference(difference, self.measures[key], interval))
         if len(sentences) >= _EXPECTED_BY_CHANCE // 2:
             sentences.append(
                 f"Of {len(sentences)} differences about {len(sentences) / _EXPECTED_BY_CHANCE:.1f} would look shown by "
@@ -77,7 +77,7 @@ class ComparisonTable:
             )
         return sentences
 
-    def _judge(self, difference: Difference, measure: str, interval: Interval) -> str:
+    def _judge_difference(self, difference: Difference, measure: str, interval: Interval) -> str:
         pair = f"{difference.name} and {difference.against}"
         if interval.half is None:
             return f"{measure}: whether {pair} differ cannot be told from one value each."

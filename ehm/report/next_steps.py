@@ -35,7 +35,7 @@ def list_uses(record: RunRecord) -> list[NextStep]:
     """Return the steps that continue a run, if it is not complete, and use it; commands are not broken into lines."""
     steps = []
     if not record.is_complete:
-        resume = f"{_without_task(record)} --resume --out {quote_path(record.folder)}"
+        resume = f"{_name_resume_command(record)} --resume --out {quote_path(record.folder)}"
         if record.is_stopped:
             resume += " --set run.max_steps=null"
         if record.kind != "probe":
@@ -120,7 +120,7 @@ def _list_after_task(record: RunRecord) -> list[NextStep]:
     return steps
 
 
-def _without_task(record: RunRecord) -> str:
+def _name_resume_command(record: RunRecord) -> str:
     """Return the name of the command without ``--task``, which a resumed run does not need."""
     return COMMAND_NAMES[record.kind].partition(" --task")[0]
 

@@ -76,7 +76,7 @@ def _repeat_and_keep(run: Run[TrainConfig], weights: Weights | None, error: NotF
 
     own_mask = copy_to_host(reached.masked.masks.read_all())
     rates = reached.steps.rates_at(reached.number)
-    metrics = reached.steps.take(reached.masked, rates)
+    metrics = reached.steps.take_step(reached.masked, rates)
     loss = float(metrics["loss"])
     grad_norm = float(metrics.get("grad_norm", 0.0))
     # each process has the masks of its own images
@@ -120,7 +120,7 @@ def _reach_step(run: Run[TrainConfig], weights: Weights | None, number: int) -> 
         for step, (batch, prepared) in enumerate(shown, start=run.first_step):
             masked = steps.mask_batch(step, batch, prepared)
             if step < number:
-                steps.take(masked, steps.rates_at(step))
+                steps.take_step(masked, steps.rates_at(step))
     return _ReachedStep(number, plan, steps, learner.state(), batch, masked)
 
 

@@ -34,14 +34,14 @@ def measure_features(
     figures = {}
     if labels is not None:
         assert folds is not None
-        figures["knn"] = _cross_validate(_vote, features, labels, folds, classes)
+        figures["knn"] = _cross_validate(_score_by_neighbours, features, labels, folds, classes)
         figures["linear"] = _cross_validate(score_by_ridge, features, labels, folds, classes)
     figures["rankme"] = compute_rankme(features)
     figures["feature_spread"] = compute_spread(features)
     return figures
 
 
-def _vote(
+def _score_by_neighbours(
     features: NDArray[np.float32], labels: NDArray[np.int64], queries: NDArray[np.float32], classes: int
 ) -> NDArray[np.float64]:
     return vote_by_neighbours(features, labels, queries, classes, NEIGHBOURS)

@@ -156,7 +156,7 @@ def _pretrain(run: Run[TrainConfig], weights: Weights | None, notes: tuple[str, 
         for step, (batch, prepared) in enumerate(meter.time_batches(batches), start=run.first_step):
             masked = steps.mask_batch(step, batch, prepared, meter.time_masks)
             rates = steps.rates_at(step)
-            metrics = steps.take(masked, rates)
+            metrics = steps.take_step(masked, rates)
 
             done = step + 1
             meter.add_step(done, batch, {**metrics, "lr": rates.lr}, masked.problems)

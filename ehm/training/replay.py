@@ -90,7 +90,7 @@ def _write_report(kept: BrokenStep, state: LearnerState, found: StepExamination,
         yield f"  largest finite outputs: {largest}"
     if found.operator is not None:
         yield f"  anomaly detection stops at the gradient of {found.operator}"
-    yield f"What to try: {_advise(found, bool(broken_before), weight, config)}."
+    yield f"What to try: {_suggest_remedies(found, bool(broken_before), weight, config)}."
 
 
 def _locate_problem(found: StepExamination) -> Iterator[str]:
@@ -108,7 +108,7 @@ def _locate_problem(found: StepExamination) -> Iterator[str]:
         yield f"  first gradient that is not finite: that of {found.first_gradient}"
 
 
-def _advise(found: StepExamination, was_broken: bool, weight: float, config: TrainConfig) -> str:
+def _suggest_remedies(found: StepExamination, was_broken: bool, weight: float, config: TrainConfig) -> str:
     """Return the remedies that may help, the most likely one first."""
     loss = found.metrics["loss"]
     norm = found.metrics["grad_norm"]

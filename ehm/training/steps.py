@@ -96,8 +96,8 @@ class MaskedSteps:
             ema_decay_at(optim, step, self._plan.steps_per_epoch),
         )
 
-    def take(self, batch: MaskedBatch, rates: StepRates) -> Mapping[str, SupportsFloat]:
-        """Take a step on ``batch`` at ``rates``; its metrics stay on the device."""
+    def take_step(self, batch: MaskedBatch, rates: StepRates) -> Mapping[str, SupportsFloat]:
+        """Train the learner on ``batch`` with ``rates``; the metrics may stay on the device."""
         masks: Any = batch.masks
         if not isinstance(self._learner, TakesMaskPieces):
             masks = masks.read_all()

@@ -108,10 +108,10 @@ def _write_files(folder: Path, statistics: DataStatistics, facts: Sequence[Image
         page.save(temporary, format="PNG")
     console.print(f"Figures: {folder / 'statistics.json'}; thumbnails: {folder / THUMBNAILS_FILE}")
     console.print(f"To train with these: ehm train --config {folder / _CONFIG}, or beside another configuration:")
-    console.print("  " + " ".join(_as_settings(section)), markup=False, soft_wrap=True)
+    console.print("  " + " ".join(_list_flags(section)), markup=False, soft_wrap=True)
 
 
-def _as_settings(section: dict[str, Any]) -> list[str]:
+def _list_flags(section: dict[str, Any]) -> list[str]:
     """Return the values of a section as flags ``--set``."""
     settings = []
     for key, value in section.items():

@@ -58,7 +58,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         """Compare the model's answer to each question with the answers of people."""
         own: dict[int, str] = {}
         for batch in track_batches(self.loader, title):
-            prompts = [self._ask(index) for index in batch.indices.tolist()]
+            prompts = [self._write_prompt(index) for index in batch.indices.tolist()]
             own |= zip(batch.indices.tolist(), self._answerer.answer(batch.images, prompts), strict=True)
         self._texts = {}
         for share in self.processes.gather_values(own):
@@ -69,7 +69,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         reports = []
         for name, numbers in zip(self._benchmarks.names, self._benchmarks.divide(indices), strict=True):
             questions = list(map(self._find_question, numbers))
-            blank_texts = None if blank is None else [blank[self._ask(number)] for number in numbers]
+            blank_texts = None if blank is None else [blank[self._write_prompt(number)] for number in numbers]
             reports.append(report_benchmark(name, questions, self._list_texts(numbers), blank_texts))
         return VisionLanguageReport(tuple(reports))
 
@@ -82,7 +82,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         write_predictions(folder, answered)
         blank = None
         if self._blank_texts is not None:
-            blank = [self._blank_texts[self._ask(index)] for index in indices.tolist()]
+            blank = [self._blank_texts[self._write_prompt(index)] for index in indices.tolist()]
         write_answers(folder, self._benchmarks.source, indices.tolist(), self._list_texts(indices.tolist()), blank)
 
     def _answer_blindly(self, indices: NDArray[np.int64]) -> dict[str, str]:
@@ -90,7 +90,9 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
 
         Every process asks all prompts, because there are few different ones.
         """
-        prompts = sorted({self._ask(index) for index in indices.tolist()}, key=lambda prompt: (len(prompt), prompt))
+        different = {self._write_prompt(index) for index in indices.tolist()}
+        # by length, so that the prompts of a batch need little padding
+        prompts = sorted(different, key=lambda prompt: (len(prompt), prompt))
         height, width = self._answerer.image_size
         colour = np.rint(255 * np.array(self._answerer.inputs.mean)).astype(np.uint8)
         answers: dict[str, str] = {}
@@ -103,7 +105,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
     def _find_question(self, index: int) -> Question:
         return self._benchmarks.source.question(index)
 
-    def _ask(self, index: int) -> str:
+    def _write_prompt(self, index: int) -> str:
         return self._config.language.ask(self._find_question(index).text)
 
     def _list_texts(self, indices: Sequence[int]) -> list[str]:

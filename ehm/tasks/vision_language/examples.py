@@ -71,13 +71,13 @@ def describe_answer(question: Question, text: str, blank_text: str | None = None
         question.image,
         question.kind,
         question.text,
-        _shorten(question, text),
+        _shorten_text(question, text),
         question.truth,
         score_answer(question, text) if question.answers else None,
-        None if blank_text is None else _shorten(question, blank_text),
+        None if blank_text is None else _shorten_text(question, blank_text),
     )
 
 
-def _shorten(question: Question, text: str) -> str:
+def _shorten_text(question: Question, text: str) -> str:
     # numbers are shown as text, because a text without a number would be shown as 0
     return shorten_answer(text, "text" if question.rule == "number" else question.rule)

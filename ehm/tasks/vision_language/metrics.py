@@ -76,7 +76,8 @@ class BenchmarkReport:
         console.print(f"{self.name}: {self._describe()} on {self.questions:,} questions")
         rows = [*self.kinds]
         if len(self.kinds) > 1:
-            rows.append(KindFigures("all", self.questions, self.accuracy, self.blank, _require(self.commonest)))
+            assert self.commonest is not None  # as the accuracy, it exists if there are questions
+            rows.append(KindFigures("all", self.questions, self.accuracy, self.blank, self.commonest))
         if len(self.groups) <= _MOST_GROUPS:
             rows += self.groups
         table = Table("questions", "number", "accuracy")
@@ -112,9 +113,9 @@ class VisionLanguageReport(FiguresCard):
     def figures(self) -> Mapping[str, float | None]:
         """The means over the benchmarks, and the accuracy of each; if there is only one, of each kind of question."""
         figures = {
-            "accuracy": _average([each.accuracy for each in self.benchmarks]),
-            "accuracy_blank": _average([each.blank for each in self.benchmarks]),
-            "accuracy_commonest": _average([each.commonest for each in self.benchmarks]),
+            "accuracy": _average_known([each.accuracy for each in self.benchmarks]),
+            "accuracy_blank": _average_known([each.blank for each in self.benchmarks]),
+            "accuracy_commonest": _average_known([each.commonest for each in self.benchmarks]),
         }
         if len(self.benchmarks) > 1:
             for each in self.benchmarks:
@@ -166,7 +167,7 @@ def report_benchmark(
         blank = list(map(score_answer, known, [blank_texts[index] for index in answered]))
     exact = None
     if any(question.has_votes for question in known):
-        exact = _average(list(map(score_answer_exactly, known, written)))
+        exact = _average_known(list(map(score_answer_exactly, known, written)))
     by_subject = None
     if any(question.subject for question in known):
         by_subject = score_commonest(known, lambda question: question.subject)
@@ -178,19 +179,19 @@ def report_benchmark(
         name=name,
         questions=len(known),
         unpublished=len(questions) - len(known),
-        accuracy=_average(scores),
+        accuracy=_average_known(scores),
         exact=exact,
-        blank=None if blank is None else _average(blank),
+        blank=None if blank is None else _average_known(blank),
         commonest=score_commonest(known, lambda question: question.kind) if known else None,
         commonest_of_subject=by_subject,
-        mean_error=_average(errors),
+        mean_error=_average_known(errors),
         root_mean_square_error=math.sqrt(sum(error**2 for error in errors) / len(errors)) if errors else None,
-        kinds=_divide(known, scores, blank, lambda question: question.kind),
-        groups=_divide(known, scores, blank, lambda question: question.group, _find_answer_to_counts(known)),
+        kinds=_report_groups(known, scores, blank, lambda question: question.kind),
+        groups=_report_groups(known, scores, blank, lambda question: question.group, _find_answer_to_counts(known)),
     )
 
 
-def _divide(
+def _report_groups(
     questions: Sequence[Question],
     scores: Sequence[float],
     blank: Sequence[float] | None,
@@ -211,15 +212,11 @@ def _divide(
         commonest = find_commonest_answer(own)
         if answer_to_counts is not None and own[0].rule == "number":
             commonest = answer_to_counts
-        found.append(
-            KindFigures(
-                name,
-                len(indices),
-                _require(_average([scores[index] for index in indices])),
-                None if blank is None else _average([blank[index] for index in indices]),
-                _require(_average([score_answer(question, commonest) for question in own])),
-            )
-        )
+        count = len(indices)
+        accuracy = sum(scores[index] for index in indices) / count
+        accuracy_blank = None if blank is None else sum(blank[index] for index in indices) / count
+        accuracy_commonest = sum(score_answer(question, commonest) for question in own) / count
+        found.append(KindFigures(name, count, accuracy, accuracy_blank, accuracy_commonest))
     return tuple(found)
 
 
@@ -228,15 +225,10 @@ def _find_answer_to_counts(questions: Sequence[Question]) -> str | None:
     return find_commonest_answer(counts) if counts else None
 
 
-def _average(values: Sequence[float | None]) -> float | None:
+def _average_known(values: Sequence[float | None]) -> float | None:
     """Return the mean of the values that are not None; None if there is none."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
-
-
-def _require(value: float | None) -> float:
-    assert value is not None  # there is at least one question
-    return value
 
 
 def _make_key(name: str) -> str:

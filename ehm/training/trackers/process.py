@@ -76,18 +76,18 @@ class ProcessTracker:
             "settings": dict(run.settings),
             "first_step": run.first_step,
         }
-        self._send({"call": "start", "tracker": self._name, "run": description})
+        self._send_call({"call": "start", "tracker": self._name, "run": description})
         return TrackerRun()
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Pass ``values`` on."""
-        self._send({"call": "log", "step": step, "values": dict(values)})
-        self._check()
+        self._send_call({"call": "log", "step": step, "values": dict(values)})
+        self._check_process()
 
     def add_picture(self, step: int, name: str, path: Path) -> None:
         """Pass the path of the file on; the process reads it a little later."""
-        self._send({"call": "add_picture", "step": step, "name": name, "path": str(path)})
-        self._check()
+        self._send_call({"call": "add_picture", "step": step, "name": name, "path": str(path)})
+        self._check_process()
 
     def finish(self, status: Status) -> None:
         """Let the process end the run, and wait for it; after a failure, end the process."""
@@ -96,7 +96,7 @@ class ProcessTracker:
             return
         self._process = None
         try:
-            self._send({"call": "finish", "status": status})
+            self._send_call({"call": "finish", "status": status})
             self._calls.put_nowait(None)
             process.wait(_FINISH_SECONDS)
         except subprocess.TimeoutExpired:
@@ -104,19 +104,19 @@ class ProcessTracker:
             raise TrackerFailure(f"{reason} ({self._log_file})") from None
         finally:
             if process.poll() is None:
-                _kill(process)
+                _kill_process(process)
         self._reader.join()
         self._handle_replies()
         if process.returncode:
             self._report_end(process.returncode)
 
-    def _send(self, call: dict[str, Any]) -> None:
+    def _send_call(self, call: dict[str, Any]) -> None:
         try:
             self._calls.put_nowait(call)
         except queue.Full:
             raise TrackerFailure(f"it takes nothing, and {_MOST_WAITING:,} lines wait ({self._log_file})") from None
 
-    def _check(self) -> None:
+    def _check_process(self) -> None:
         """Print the replies of the process; raise TrackerFailure if it has failed."""
         self._handle_replies()
         if self._process is not None and self._process.poll() is not None:
@@ -153,7 +153,7 @@ def _read_replies(process: subprocess.Popen[str], replies: queue.SimpleQueue[dic
             replies.put(json.loads(line))
 
 
-def _kill(process: subprocess.Popen[str]) -> None:
+def _kill_process(process: subprocess.Popen[str]) -> None:
     """End the process and those that it has started."""
     if hasattr(os, "killpg"):
         # its process group has the same id, and contains the processes that it has started
