@@ -122,7 +122,7 @@ def _measure(backend: Backend, config: TrainConfig, build: Literal["host", "devi
     def take_step(batch: Batch, prepared: PreparedBatch, number: int) -> Any:
         # as in training, where the first part of a batch trains before the masks of the last are made
         masked = steps.mask_batch(number, batch, prepared)
-        return steps.take(masked, steps.rates_at(number))["loss"]
+        return steps.take_step(masked, steps.rates_at(number))["loss"]
 
     with loader:
         batches = steps.prepare_ahead(loader.batches(0, _MOST_STEPS))
