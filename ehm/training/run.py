@@ -49,6 +49,8 @@ C = TypeVar("C", bound=TrainConfig | TaskConfig | TokenizerConfig | LanguageTrai
 CONFIG_FILE = "config.yaml"
 _SHOWN_FILES = 20
 """Unreadable files that are listed by name, at most."""
+_EXAMPLES = ("elpv/", "easy_vqa/")
+"""Folders of shipped configurations that are examples, with small networks and images."""
 
 
 @dataclass(frozen=True)
@@ -241,7 +243,9 @@ def _load_settings(
     if config is None and any(override.startswith("objective=") for override in overrides):
         console.print("No --config: taking the objective's published recipe")
     elif config is None:
-        console.print(f"No --config: taking the shipped {default}")
+        # whoever has larger images should not train an example's size without noticing
+        note = ", a small example; ehm configs lists others" if default.startswith(_EXAMPLES) else ""
+        console.print(f"No --config: taking the shipped {default}{note}")
         config = default
     return load_config(kind, config, overrides)
 

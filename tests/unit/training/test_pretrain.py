@@ -64,6 +64,12 @@ def test_schedule_masks_and_results(fake, images, tmp_path):
     assert load_file(result.encoder).keys() == {"weight"}
 
 
+def test_without_a_configuration_it_says_that_it_takes_an_example(fake, images, tmp_path, capsys):
+    run(images, tmp_path / "out", "run.max_steps=1")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "No --config: taking the shipped elpv/pretrain, a small example; ehm configs lists others"
+
+
 @pytest.mark.parametrize("masking", ["random", "grid"])
 def test_static_masks_ask_for_no_similarity(fake, images, tmp_path, masking):
     run(images, tmp_path / "out", f"masking={masking}")
