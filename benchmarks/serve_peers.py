@@ -188,7 +188,7 @@ def compare_servers(args: argparse.Namespace) -> None:
 
 def print_table(results: dict[tuple[str, int, str], list[dict[str, float]]]) -> None:
     print(
-        "| image | connections | server | images/s | p50 ms | p99 ms | processor ms | failed | ehm's images/s, relative to it |"
+        "| image | connections | server | images/s | p50 ms | p99 ms | processor ms | failed | ehm's images/s / its |"
     )
     print("|---|---|---|---|---|---|---|---|---|")
     for (image, connections, name), runs in results.items():
