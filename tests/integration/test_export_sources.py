@@ -1,4 +1,4 @@
-"""What can be exported: probes, published files, models of timm, features of a classifier, and another image size."""
+"""Sources of an export: probes, published files, models of timm, features of a classifier, and another image size."""
 
 import numpy as np
 import onnx

@@ -107,7 +107,7 @@ def test_the_memory_of_all_requests_is_bounded(served_bundle, monkeypatch):
 
 
 def test_an_image_counts_as_the_model_takes_it(served_bundle):
-    """As float32 and in the network's size, beside its file: one byte less than both is not enough."""
+    """An image takes memory as float32 in the network's size, beside its file: one byte less is not enough."""
     body = make_image_file()
     with running([served_bundle], max_memory=len(body) + 3 * 8 * 12 * 4 - 1) as (address, service):
         status, _, answer = send_request(address, "POST", "/v1/classify", body)
