@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ehm.report.known_figures import KNOWN_FIGURES
+from ehm.report.known_figures import ROWS_BY_KEY
 from ehm.report.numbers import format_number, format_share
 from ehm.report.record import RunRecord
 
@@ -139,10 +139,10 @@ def _check_collapse(record: RunRecord) -> Iterator[Finding]:
             "target_spread": _LOWEST_TARGET_SPREAD * highest,
         }
         if max(curve.values[-LASTING:]) < bounds[key]:
-            name = next(row.title for row in KNOWN_FIGURES if key in row.keys)
+            title = ROWS_BY_KEY[key].title
             yield Finding(
                 "warning",
-                f"{name} fell from {format_number(highest)} to {format_number(curve.values[-1])} and stayed low: the "
+                f"{title} fell from {format_number(highest)} to {format_number(curve.values[-1])} and stayed low: the "
                 "features collapse, and images look more and more alike to the encoder.",
                 "Go back to an earlier checkpoint. A lower optim.base_lr or a longer warm-up may help; with objective "
                 "feature also a higher optim.ema_decay.",

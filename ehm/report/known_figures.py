@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ehm.report.numbers import BYTES, PLAIN, SHARE, Unit
 
-__all__ = ["GROUPS", "KNOWN_FIGURES", "FigureRow"]
+__all__ = ["GROUPS", "KNOWN_FIGURES", "ROWS_BY_KEY", "FigureRow"]
 
 GROUPS: Mapping[str, str] = {
     "measured": "On held-out images",
@@ -267,3 +267,15 @@ KNOWN_FIGURES: tuple[FigureRow, ...] = (
         from_zero=True,
     ),
 )
+
+
+def _index_rows() -> dict[str, FigureRow]:
+    rows = {}
+    for row in KNOWN_FIGURES:
+        for key in row.keys:
+            rows[key] = row
+    return rows
+
+
+ROWS_BY_KEY: Mapping[str, FigureRow] = _index_rows()
+"""The row of each known key of metrics.jsonl."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ehm.report.known_figures import KNOWN_FIGURES
+from ehm.report.known_figures import ROWS_BY_KEY
 from ehm.report.measured import Measurement
 from ehm.report.numbers import format_share, format_value
 from ehm.report.record import Kind, RunRecord
@@ -74,12 +74,11 @@ def choose_tiles(record: RunRecord, measurements: Sequence[Measurement]) -> list
             tiles.append(Tile(name, format_share(value), note))
     if record.kind == "probe" and "rankme" in record.metrics:
         tiles.append(Tile("RankMe", format_value(record.metrics["rankme"]), "directions of the features"))
-    rows = {key: row for row in KNOWN_FIGURES for key in row.keys}
     for key in _CURVE_TILES:
         curve = record.curves.find(key)
         if curve is None:
             continue
-        row = rows[key]
+        row = ROWS_BY_KEY[key]
         name = row.title
         if key.endswith("_ema"):
             name += f", {row.keys[key]}"

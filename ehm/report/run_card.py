@@ -12,7 +12,7 @@ from ehm.report.card import CaptionedPicture, Card, CardTable, Cell, embed_small
 from ehm.report.chart import Chart
 from ehm.report.curves import Curves
 from ehm.report.embedding import Picture, find_newest_pages
-from ehm.report.known_figures import KNOWN_FIGURES
+from ehm.report.known_figures import ROWS_BY_KEY
 from ehm.report.measured import Measurement, read_measurements
 from ehm.report.mistakes import read_mistakes
 from ehm.report.next_steps import NextStep, list_uses
@@ -58,12 +58,11 @@ def render_run_card(folder: Path) -> str | None:
 
 def list_tiles(figures: Mapping[str, float | None]) -> list[Tile]:
     """Return a tile for each figure that is not None, with its title and unit in reports."""
-    rows = {key: row for row in KNOWN_FIGURES for key in row.keys}
     tiles = []
     for key, value in figures.items():
         if value is None:
             continue
-        row = rows.get(key)
+        row = ROWS_BY_KEY.get(key)
         if row is None:
             tiles.append(Tile(key.replace("_", " "), format_value(value, PLAIN)))
         elif len(row.keys) == 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ehm.report.chart import Chart, draw_chart
 from ehm.report.curves import Curves
-from ehm.report.known_figures import GROUPS, KNOWN_FIGURES, FigureRow
+from ehm.report.known_figures import GROUPS, KNOWN_FIGURES, ROWS_BY_KEY, FigureRow
 from ehm.report.numbers import PLAIN
 
 __all__ = ["draw_charts"]
@@ -16,9 +16,8 @@ def draw_charts(curves: Curves) -> dict[str, list[Chart]]:
     Known figures come in the order of their table, and then one chart for each other key.
     """
     rows = list(KNOWN_FIGURES)
-    known = {key for row in rows for key in row.keys}
     for key in curves.by_key:
-        if key not in known:
+        if key not in ROWS_BY_KEY:
             rows.append(FigureRow("other", key, {key: key}, "", PLAIN))
     charts: dict[str, list[Chart]] = {group: [] for group in GROUPS}
     for row in rows:

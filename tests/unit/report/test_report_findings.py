@@ -65,7 +65,7 @@ def test_a_run_whose_features_were_not_measured_is_told_how_to(tmp_path):
     run = write_run(tmp_path, pretrain_config(), [{"step": 10, "epoch": 1.0, "loss": 1.0}])
     ((level, text),) = [(finding.level, finding.text) for finding in find_in_curves(read_record(run))]
     assert level == "note"
-    assert "no figure of them was measured" in text
+    assert "they were not measured during the run" in text
 
 
 def test_a_run_that_is_not_complete_is_not_told_to_be_longer(tmp_path):
