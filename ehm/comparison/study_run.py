@@ -70,7 +70,7 @@ def check_run(study: StudyConfig, run: RunKey, out: Path) -> None:
     except ConfigError as error:
         reason = str(error).removeprefix("--resume: ").partition(";")[0]
         raise ConfigError(
-            f"{folder}: {reason}; restore these settings in the study, remove the run, or choose another --out"
+            f"{folder}: {reason}; set in the study what the run was trained with, remove it, or choose another --out"
         ) from None
 
 
