@@ -24,8 +24,10 @@ _PROGRESS_LINES = 20
 """Lines about the progress, one for each 5 %, that are printed in place of a bar away from a terminal."""
 _STEPS = re.compile(rb"^\w+ (\d+)/(\d+) ", re.MULTILINE)
 """A line about the progress of a run, which prints these away from a terminal: ``TITLE STEPS_DONE/ALL_STEPS ...``."""
-_TAIL_BYTES = 4096
-"""Bytes at the end of a log that are searched for its last such line, which has a few hundred."""
+_FIRST_STEP = re.compile(rb"continuing step-(\d+)")
+"""What a run prints before its first line about the progress if it goes on from a checkpoint."""
+_READ_BYTES = 4096
+"""Bytes at the beginning and at the end of a log that are searched for such lines, which have a few hundred."""
 
 
 @dataclass
@@ -49,6 +51,16 @@ class _Running:
     device: str
     process: subprocess.Popen[bytes]
     started: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Shares of the steps of a run, in [0, 1]."""
+
+    done: float = 0.0
+    """The share that it has taken."""
+    resumed: float = 0.0
+    """The part of it that an earlier process took, which says nothing about the speed of this one."""
 
 
 def run_jobs(jobs: Sequence[Job], devices: Sequence[str], environment: dict[str, str]) -> None:
@@ -75,7 +87,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[str], environment: dict[str,
                         running.remove(each)
                         free.append(each.device)
                         meter.count_end(each.job, time.perf_counter() - each.started)
-                meter.show(sum(_read_share(each.job.log) for each in running))
+                meter.show([_read_shares(each.job.log) for each in running])
         finally:
             _stop_processes(running)
 
@@ -122,16 +134,19 @@ def _stop_processes(running: Sequence[_Running]) -> None:
         each.process.wait()
 
 
-def _read_share(log: Path) -> float:
-    """Return the share of its steps that a run has taken by its ``log``: 0 if that does not say so (yet)."""
+def _read_shares(log: Path) -> _Shares:
+    """Return the shares of its steps that a run has taken by its ``log``: 0 if that does not say so (yet)."""
     with suppress(OSError), log.open("rb") as file:
+        beginning = file.read(_READ_BYTES)
         file.seek(0, os.SEEK_END)
-        file.seek(max(0, file.tell() - _TAIL_BYTES))
+        file.seek(max(0, file.tell() - _READ_BYTES))
         found = _STEPS.findall(file.read())
         if found:
             done, total = map(int, found[-1])
-            return done / max(1, total)
-    return 0.0
+            first = _FIRST_STEP.search(beginning)
+            resumed = int(first[1]) if first else 0
+            return _Shares(done / max(1, total), resumed / max(1, total))
+    return _Shares()
 
 
 class _Meter:
@@ -140,6 +155,7 @@ class _Meter:
     def __init__(self, total: int) -> None:
         self._total = total
         self._ended = 0
+        self._ended_resumed = 0.0
         self._failed = 0
         self._started = time.perf_counter()
         self._lines_printed = 0
@@ -160,6 +176,7 @@ class _Meter:
     def count_end(self, job: Job, seconds: float) -> None:
         """Count ``job``, which has ended after so many seconds, and print how."""
         self._ended += 1
+        self._ended_resumed += _read_shares(job.log).resumed
         if job.status == 0:
             outcome = f"done in {seconds / 60:.1f} minutes"
         else:
@@ -167,19 +184,22 @@ class _Meter:
             outcome = f"failed, see {job.log}"
         console.print(f"{job.name}: {outcome} ({self._ended} of {self._total} runs)")
 
-    def show(self, running_shares: float) -> None:
-        """Show the progress; ``running_shares`` is the sum of the shares in [0, 1] that running jobs have done."""
-        done = self._ended + running_shares
-        left = self._describe_time_left(done)
+    def show(self, running: Sequence[_Shares]) -> None:
+        """Show the progress; ``running`` are the shares of the jobs that run."""
+        done = self._ended + sum(shares.done for shares in running)
+        resumed = self._ended_resumed + sum(shares.resumed for shares in running)
+        left = self._describe_time_left(done, resumed)
         self._progress.update(self._bar, completed=done, left=left)
         lines_due = int(_PROGRESS_LINES * done / max(1, self._total))
         if not is_progress_shown() and lines_due > self._lines_printed and self._ended < self._total:
             self._lines_printed = lines_due
             console.print(f"  {done / self._total:.0%} of all runs{left}")
 
-    def _describe_time_left(self, done: float) -> str:
-        if done <= 0:
+    def _describe_time_left(self, done: float, resumed: float) -> str:
+        """Return the time that the remaining runs take at the speed so far; ``done`` includes what was ``resumed``."""
+        done_since_start = done - resumed
+        if done_since_start <= 0:
             return ""
-        seconds = (time.perf_counter() - self._started) / done * (self._total - done)
+        seconds = (time.perf_counter() - self._started) / done_since_start * (self._total - done)
         hours, minutes = divmod(round(seconds / 60), 60)
         return f", about {hours}:{minutes:02d} hours left"
