@@ -25,7 +25,7 @@ _PROGRESS_LINES = 20
 _STEPS = re.compile(rb"^\w+ (\d+)/(\d+) ", re.MULTILINE)
 """A line about the progress of a run, which prints these away from a terminal: ``TITLE STEPS_DONE/ALL_STEPS ...``."""
 _FIRST_STEP = re.compile(rb"continuing step-(\d+)")
-"""What a run prints before its first line about the progress if it goes on from a checkpoint."""
+"""A part of the line that a run prints at its beginning if it goes on from a checkpoint."""
 _READ_BYTES = 4096
 """Bytes at the beginning and at the end of a log that are searched for such lines, which have a few hundred."""
 
