@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 
+from server_requests import encode_tensor
 from serving import picture
 
 LIMIT = 60
@@ -82,8 +83,7 @@ class Client(threading.Thread):
         self.answers = []
         self.lost_connections = 0
         images, self.means = picture(seed, batch=1 + seed % 3)
-        tensor = {"name": "images", "shape": images.shape, "datatype": "FP32", "data": images.ravel().tolist()}
-        self.body = json.dumps({"inputs": [tensor], "outputs": [{"name": "features"}]})
+        self.body = encode_tensor(images, outputs=[{"name": "features"}])
 
     def run(self):
         connection = http.client.HTTPConnection(self.address, timeout=30)

@@ -40,11 +40,11 @@ def connect(address):
     return socket.create_connection((host, int(port)), timeout=30)
 
 
-def encode_tensor(images):
-    """Return the body of an inference request for images as the network takes them."""
+def encode_tensor(images, **request):
+    """Return the body of an inference request for images as the network takes them; ``request`` are further keys."""
     datatype = DATATYPES[images.dtype.name]
     tensor = {"name": "images", "shape": images.shape, "datatype": datatype, "data": images.ravel().tolist()}
-    return json.dumps({"inputs": [tensor]}).encode()
+    return json.dumps({"inputs": [tensor], **request}).encode()
 
 
 def make_infer_body(seed=0, batch=1):

@@ -4,13 +4,13 @@ import os
 import random
 import signal
 import socket
-import time
 
 import fake_slurm
 import numpy as np
 import psutil
 import pytest
 from tiny import RUN, TINY
+from waiting import wait_until
 
 from ehm.deploy.launch.command import launch
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
@@ -25,6 +25,8 @@ SETTINGS = {
     "watch.every": 0,
 }
 STEPS = 100
+LIMIT = 200
+"""Seconds to wait at most for processes that train: they import torch, and may share the machine."""
 
 
 def train_arguments(images, out):
@@ -47,15 +49,6 @@ def list_processes(state):
     return [process for node in nodes for process in node.children()]
 
 
-def wait_until(happened):
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline:
-        if happened():
-            return
-        time.sleep(0.02)
-    raise AssertionError("it did not happen")
-
-
 @pytest.mark.timeout(600)
 def test_a_job_that_fails_and_queues_again_ends_bit_for_bit_like_an_undisturbed_run(images, tmp_path, pair):
     assert "2 processes" in pair.run(*train_arguments(images, tmp_path / "whole"), "--device", "cpu")
@@ -66,11 +59,11 @@ def test_a_job_that_fails_and_queues_again_ends_bit_for_bit_like_an_undisturbed_
     fake_slurm.install(commands)
 
     job = fake_slurm.start_job(file, commands, state, job_port())
-    wait_until(lambda: newest_checkpoint(out / "checkpoints"))
+    wait_until(lambda: newest_checkpoint(out / "checkpoints"), LIMIT)
     # a process that dies: torchrun starts all of them again, on both nodes
     before = list_processes(state)
     before[1].kill()
-    wait_until(lambda: len(again := list_processes(state)) == 2 and not {*again} & {*before})
+    wait_until(lambda: len(again := list_processes(state)) == 2 and not {*again} & {*before}, LIMIT)
     assert newest_checkpoint(out / "checkpoints").name < f"step-{STEPS:08d}", "it ended before it could be disturbed"
     # the time limit: the batch file is told, and queues the job again, which takes it off the machines
     os.kill(job.pid, signal.SIGUSR1)

@@ -180,7 +180,7 @@ def test_sigterm_turns_readiness_first_and_requests_are_taken_until_the_port_clo
     server.process.send_signal(signal.SIGTERM)  # a second one changes nothing
     server.process.send_signal(signal.SIGINT)
     server.wait_for_message("stopping: what was accepted is answered")
-    half.sendall(client.body.encode())
+    half.sendall(client.body)
     assert half.recv(100).startswith(b"HTTP/1.1 200 ")
     half.close()
     assert server.wait() == 0

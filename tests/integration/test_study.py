@@ -6,6 +6,7 @@ import pytest
 import yaml
 from tiny import RUN, TINY
 
+from ehm.comparison import side_by_side
 from ehm.comparison.command import compare
 from ehm.comparison.results import RunKey, read_results_table, save_result, write_results_table
 from ehm.comparison.study import choose_runs, gather_results, list_devices, open_study
@@ -63,7 +64,7 @@ def test_what_is_missing_is_trained_a_failed_arm_is_reported_and_the_others_go_o
     assert (out / "results" / "random" / "seed-0.json").stat().st_mtime_ns == written
 
 
-def test_a_complete_run_is_measured_and_not_trained(stripes, tmp_path):
+def test_a_complete_run_is_measured_and_not_trained(stripes, tmp_path, capsys):
     arms = {"random": ["masking=random"], "grid": ["masking=grid"]}
     file = write_study(tmp_path, stripes, arms, base="elpv/pretrain")
     study = open_study(file)
@@ -85,7 +86,13 @@ def test_a_complete_run_is_measured_and_not_trained(stripes, tmp_path):
     grid = run_folder(tmp_path / "out", RunKey("grid", 0))
     overrides = [*study.overrides, "masking=grid", "run.seed=0", "run.checkpoint_every=0.1"]
     train("elpv/pretrain", device="cpu", overrides=[*overrides, "run.max_steps=1"], out=grid)
+    capsys.readouterr()
     carry_out(study, RunKey("grid", 0), tmp_path / "out", "cpu")
+    # the time left goes by what such a run prints
+    log = tmp_path / "seed-0.log"
+    log.write_text(capsys.readouterr().out)
+    shares = side_by_side._read_shares(log)
+    assert (shares.done, shares.resumed) == (1, 0.5)
     assert sorted(path.name for path in (grid / "checkpoints").iterdir()) == ["step-00000001", "step-00000002"]
     assert len(compare(train=file, device="cpu", out=tmp_path / "out", measure_only=True).table.rows) == 2
 
