@@ -10,6 +10,7 @@ key changes too, so that a file is never out of date.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,7 @@ from ehm.comparison.candidates import Candidate, Member
 from ehm.comparison.features import (
     ImageFeatures,
     extract_features,
+    has_features,
     identify_images,
     load_features,
     make_key,
@@ -45,6 +47,8 @@ _FORMAT = 1
 """The version of features and answers: raise it when they are computed in another way, and old files are ignored."""
 _SEED = 0
 """The seed of fine-tuning, which is the same for all encoders."""
+_FEATURES = "features"
+"""The kind of the meter's steps that compute the features of all images by one encoder; other kinds are probes."""
 
 
 @dataclass(frozen=True)
@@ -101,21 +105,33 @@ def _choose_members(candidate: Candidate, probe: ProbeName) -> tuple[Member, ...
 
 
 def _count_steps(candidates: list[Candidate], bench: _Bench) -> dict[str, int]:
-    """Return how many splits each probe measures in all."""
-    counts: dict[str, int] = {}
+    """Return how many splits each probe has yet to measure, and how many encoders have yet to compute features.
+
+    Encoders of the same weights share their files, so they count once.
+    """
+    counts: dict[str, int] = dict.fromkeys([_FEATURES, *bench.measure.probes], 0)
+    counted: set[Path] = set()
     for probe in bench.measure.probes:
-        members = sum(len(_choose_members(candidate, probe)) for candidate in candidates)
-        counts[probe] = members * len(bench.splits_of(probe))
+        members = itertools.chain.from_iterable(_choose_members(candidate, probe) for candidate in candidates)
+        for member in members:
+            answers = _locate_answers(member, probe, bench)
+            if answers in counted:
+                continue
+            counted.add(answers)
+            left = len(bench.splits_of(probe)) - len(_load_kept_answers(answers, probe, bench))
+            counts[probe] += left
+            features = _locate_features(member, bench)
+            if left and probe != "finetune" and features not in counted and not has_features(features):
+                counted.add(features)
+                counts[_FEATURES] += 1
     return counts
 
 
 def _measure_member(member: Member, name: str, probe: ProbeName, bench: _Bench, meter: Meter) -> list[Answers]:
     """Return the answers of one encoder for each split: the kept ones, and for the other splits new ones."""
-    facts = {**bench.image_facts, "weights": member.weights, **_describe_probe(probe, bench)}
-    path = bench.out / "answers" / f"{make_key(facts)}.safetensors"
+    path = _locate_answers(member, probe, bench)
     splits = bench.splits_of(probe)
-    answers = load_answers(path)[: len(splits)]
-    meter.skip(probe, len(answers))
+    answers = _load_kept_answers(path, probe, bench)
     if len(answers) == len(splits):
         return answers
     answer: Callable[[Split], Answers]
@@ -129,6 +145,28 @@ def _measure_member(member: Member, name: str, probe: ProbeName, bench: _Bench, 
         save_answers(path, answers)  # after every split, so that an interruption loses one at most
         meter.advance(probe)
     return answers
+
+
+def _load_kept_answers(path: Path, probe: ProbeName, bench: _Bench) -> list[Answers]:
+    """Load the answers for the splits of ``probe`` that this command or an earlier one has measured."""
+    return load_answers(path)[: len(bench.splits_of(probe))]
+
+
+def _locate_answers(member: Member, probe: ProbeName, bench: _Bench) -> Path:
+    """Return the file of the answers of one encoder by ``probe``."""
+    facts = {**bench.image_facts, "weights": member.weights, **_describe_probe(probe, bench)}
+    return bench.out / "answers" / f"{make_key(facts)}.safetensors"
+
+
+def _locate_features(member: Member, bench: _Bench) -> Path:
+    """Return the file of the features of all images by one encoder."""
+    facts = {
+        **bench.image_facts,
+        "format": _FORMAT,
+        "weights": member.weights,
+        "image_size": bench.measure.image_size,
+    }
+    return bench.out / "features" / f"{make_key(facts)}.safetensors"
 
 
 def _describe_probe(probe: ProbeName, bench: _Bench) -> dict[str, Any]:
@@ -148,13 +186,7 @@ def _describe_probe(probe: ProbeName, bench: _Bench) -> dict[str, Any]:
 
 def _take_features(member: Member, name: str, bench: _Bench, meter: Meter) -> ImageFeatures:
     """Return the features of all images by one encoder: from its file if there is one, else computed and kept."""
-    facts = {
-        **bench.image_facts,
-        "format": _FORMAT,
-        "weights": member.weights,
-        "image_size": bench.measure.image_size,
-    }
-    path = bench.out / "features" / f"{make_key(facts)}.safetensors"
+    path = _locate_features(member, bench)
     features = load_features(path)
     if features is not None:
         return features
@@ -169,6 +201,7 @@ def _take_features(member: Member, name: str, bench: _Bench, meter: Meter) -> Im
         lambda done: meter.show(f"{name}: features of {done:,} of {total:,} images"),
     )
     save_features(path, features)
+    meter.advance(_FEATURES)
     return features
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from ehm.backends.base import Encoder
@@ -24,7 +24,15 @@ from ehm.data.sources.identity import identify_source
 from ehm.data.subset import Subset
 from ehm.storage.writing import replace_file
 
-__all__ = ["ImageFeatures", "extract_features", "identify_images", "load_features", "make_key", "save_features"]
+__all__ = [
+    "ImageFeatures",
+    "extract_features",
+    "has_features",
+    "identify_images",
+    "load_features",
+    "make_key",
+    "save_features",
+]
 
 _IMAGES_AT_ONCE = 128
 _KEY_DIGITS = 16
@@ -101,6 +109,15 @@ def make_key(facts: Mapping[str, Any]) -> str:
     """Return a short hash of ``facts``, plain JSON: the same for equal facts, in whatever order their keys are."""
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:_KEY_DIGITS]
+
+
+def has_features(path: Path) -> bool:
+    """Return True if :func:`load_features` would load features from ``path``, without reading them."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {"features", "is_readable"} <= set(file.keys())
+    except (OSError, SafetensorError):
+        return False
 
 
 def load_features(path: Path) -> ImageFeatures | None:

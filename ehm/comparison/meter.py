@@ -17,7 +17,10 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Meter:
-    """Counts steps of several kinds, whose speeds differ; ``totals`` is the number of steps of each kind."""
+    """Counts steps of several kinds, whose speeds differ; ``totals`` is the number of steps of each kind.
+
+    ``totals`` has the steps that this process takes, not those that an earlier one has taken: they would have no time.
+    """
 
     def __init__(self, totals: Mapping[str, int]) -> None:
         self._left = dict(totals)
@@ -41,12 +44,6 @@ class Meter:
 
     def __exit__(self, *details: object) -> None:
         self._progress.stop()
-
-    def skip(self, kind: str, steps: int) -> None:
-        """Count ``steps`` that an earlier command did, without their time, and restart the clock."""
-        self._left[kind] -= steps
-        self._clock = time.perf_counter()
-        self._update()
 
     def show(self, activity: str) -> None:
         """Show ``activity``, for example "timm:vit: knn, split 2 of 5", as what is being done."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from ehm import backends
 from ehm.backends.torch.learners.encoder import TorchEncoder
-from ehm.comparison import encoders
+from ehm.comparison import encoders, meter
 from ehm.comparison.candidates import open_candidates
 from ehm.comparison.command import compare
 from ehm.config import ModelSource, TrainConfig
@@ -135,6 +136,40 @@ def test_what_was_measured_is_kept_and_an_interrupted_comparison_goes_on(files, 
     shutil.copy(files["moved"], tmp_path / "changing.safetensors")
     with pytest.raises(AssertionError, match="computed again"):
         compare([str(tmp_path / "changing.safetensors")], **settings)
+
+
+def test_the_time_left_counts_features_apart_from_splits_and_leaves_out_what_is_kept(
+    files, stripes, tmp_path, monkeypatch, capsys
+):
+    clock = [0.0]
+    monkeypatch.setattr(meter, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    answer = encoders.probe_split
+    extract = encoders.extract_features
+
+    def answer_slowly(*args):
+        clock[0] += 40
+        return answer(*args)
+
+    def extract_slowly(*args):
+        clock[0] += 600
+        return extract(*args)
+
+    monkeypatch.setattr(encoders, "probe_split", answer_slowly)
+    monkeypatch.setattr(encoders, "extract_features", extract_slowly)
+    settings = {"source": str(stripes), "overrides": [*FAST, "probes=[knn]"], "device": "cpu", "out": tmp_path / "out"}
+    compare([files["blind"], files["seeing"], files["copy"]], **settings)
+    said = capsys.readouterr().out
+    # the copy has the features and answers of what it is a copy of; 6 splits of each of the others
+    assert "  2 of 14 steps, " in said
+    left = {line.split()[0]: line.split()[-1] for line in said.splitlines() if "ETA" in line}
+    assert left["2"] == "17:20"  # 11 splits of 40 s, and 600 s for the features of the second
+    assert left["9"] == "3:20"  # 5 splits of the second
+    # an encoder more: the others are not measured again
+    compare([files["moved"], files["blind"], files["seeing"]], **settings)
+    said = capsys.readouterr().out
+    left = {line.split()[0]: line.split()[-1] for line in said.splitlines() if "ETA" in line}
+    assert left["2"] == "3:20"
+    assert "  2 of 7 steps, " in said
 
 
 def test_fine_tuning_is_compared_too(files, stripes, tmp_path):
