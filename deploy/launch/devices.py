@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from ehm.errors import ConfigError
 
-__all__ = ["ClusterDevice", "find_device"]
+__all__ = ["CLUSTER_DEVICES", "ClusterDevice", "find_device"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ _ASCEND = "huawei.com/Ascend910"
 # nodes of a cluster start minutes apart, as each pulls its image; HCCL's own patience is two minutes
 _HCCL = {"HCCL_CONNECT_TIMEOUT": "1200"}
 _HCCL_INTERFACES = ("HCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")
-_DEVICES = (
+CLUSTER_DEVICES = (
     ClusterDevice("cpu"),
     ClusterDevice(
         "cuda",
@@ -55,13 +55,14 @@ _DEVICES = (
     ),
     ClusterDevice("mindspore:cpu", starter="msrun", interface_variables=()),
 )
+"""The devices that ``ehm launch`` asks a cluster for."""
 
 
 def find_device(name: str) -> ClusterDevice:
     """Return the device of ``--device NAME``; raises ConfigError for one that no cluster is asked for."""
     wanted = "mindspore" if name == "mindspore:ascend" else name
-    for device in _DEVICES:
+    for device in CLUSTER_DEVICES:
         if device.name == wanted:
             return device
-    known = ", ".join(device.name for device in _DEVICES)
+    known = ", ".join(device.name for device in CLUSTER_DEVICES)
     raise ConfigError(f"--device {name}: name the devices that the cluster has: {known}")

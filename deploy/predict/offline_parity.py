@@ -15,16 +15,13 @@ from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Ascend, OfflineParity, Pre
 from ehm.deploy.predict.ascend_device import open_device
 from ehm.deploy.predict.offline_model import OfflineSession
 from ehm.deploy.predict.parity_images import make_inputs
-from ehm.deploy.predict.runtime import open_session
+from ehm.deploy.predict.runtime import OFFLINE_DEVICE, open_session
 from ehm.errors import BackendError, ConfigError, ExportError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["OFFLINE_DEVICE", "compare_offline", "measure_offline", "names_offline_model", "open_offline"]
-
-OFFLINE_DEVICE = "om"
-"""The name of the device, of which ``om:1`` is the second NPU."""
+__all__ = ["compare_offline", "measure_offline", "names_offline_model", "open_offline"]
 
 
 def names_offline_model(device: str) -> bool:

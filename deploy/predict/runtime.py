@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ehm.deploy.bundle.manifest import Precision
 
-__all__ = ["PROVIDERS", "Provider", "Session", "check_device", "installed_devices", "open_session"]
+__all__ = ["OFFLINE_DEVICE", "PROVIDERS", "Provider", "Session", "check_device", "installed_devices", "open_session"]
 
 _SPIN_MICROSECONDS = 20
 """The time for which a thread spins for its next piece of work before it sleeps.
@@ -101,6 +101,9 @@ is not kept in the working folder: its name there depends on the network's path 
 bundle would go on as the old one (ONNX Runtime's cann_execution_provider.cc and model_metadef_id_generator.cc). After
 1.24.4, the precision is an option of another name, ``precision_mode_v2``: ``origin``. OpenVINO (Intel's processors)
 computes what is not int8 in bfloat16 where the network is in lower precision and the processor has it."""
+
+OFFLINE_DEVICE = "om"
+"""The device that runs the offline model of a bundle, without ONNX Runtime; ``om:1`` is the second NPU."""
 
 _MESSAGE = 500
 """Most characters of a message of ONNX Runtime that are passed on."""

@@ -1,7 +1,8 @@
 """``ehm completion``: the script that lets a shell complete the command line, written by shtab.
 
 shtab completes commands, flags and their choices. Added here are files and folders, and the words of flags that take
-names without being limited to them: devices, configurations, and keys.
+names without being limited to them: devices, also those of other packages, tasks, configurations, and keys. They come
+from the tables of the code, and no framework is imported for them.
 """
 
 from __future__ import annotations
@@ -9,31 +10,31 @@ from __future__ import annotations
 import argparse
 import shlex
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
+from ehm.backends import list_devices
 from ehm.cli import build_parser
 from ehm.commands.parser import CommandParser
 from ehm.config.commands import list_key_names
 from ehm.config.keys import list_keys
 from ehm.config.loading import shipped_configs
+from ehm.config.tasks.classification import PROBE_FIGURES
 from ehm.console import print_line
+from ehm.deploy.bundle.manifest import IndexKind, Precision
+from ehm.deploy.launch.devices import CLUSTER_DEVICES
+from ehm.deploy.predict.runtime import OFFLINE_DEVICE, PROVIDERS
 from ehm.errors import BackendError
 from ehm.installation import build_install_command
+from ehm.tasks.registry import TASKS
 
 __all__ = ["print_completion"]
 
-_DEVICES = {
-    "predict": ("auto", "cpu", "cuda", "npu", "openvino", "tensorrt", "om"),
-    "launch": ("cpu", "cuda", "npu", "mindspore", "mindspore:cpu"),
-}
-"""Devices by command; the others run exported networks as ``predict`` does, or train."""
-_RUNS_NETWORKS = ("export", "bench", "serve")
-_TRAINING_DEVICES = ("auto", "cpu", "cuda", "npu", "mindspore", "mindspore:cpu", "mindspore:ascend")
+_MINDSPORE_TARGETS = ("mindspore:cpu", "mindspore:ascend")
+"""What ``--device mindspore`` stands for, by name. The backend has a table of them, but imports MindSpore."""
 _WORDS = {
-    "task": ("classification", "detection", "segmentation", "retrieval", "vision_language"),
-    "precision": ("float32", "float16", "int8"),
-    "index": ("flat", "hnsw", "ivf"),
-    "only": ("knn", "linear", "rankme"),
+    "precision": get_args(Precision),
+    "index": get_args(IndexKind),
+    "only": PROBE_FIGURES,
 }
 """Values of flags by name, in every command that has them."""
 _FOLDERS = ("DIR", "RUN", "BUNDLE", "[NAME=]DIR")
@@ -102,8 +103,9 @@ def _choose_completion(command: str, action: argparse.Action, keys: list[str]) -
     if action.dest == "overrides":
         return _offer_words(f"{command}_set", keys)
     if action.dest == "device":
-        known = _DEVICES.get("predict" if command in _RUNS_NETWORKS else command, _TRAINING_DEVICES)
-        return _offer_words(f"{command}_device", known)
+        return _offer_words(f"{command}_device", _list_devices(command))
+    if action.dest == "task":
+        return _offer_words(f"{command}_task", _list_tasks(command))
     if action.dest in ("config", "train") or (command, action.dest) == ("configs", "name"):
         return _offer_words("configs", shipped_configs(), with_files=True)
     if action.dest == "keys":
@@ -115,6 +117,24 @@ def _choose_completion(command: str, action: argparse.Action, keys: list[str]) -
     if action.metavar in _FILES:
         return shtab.FILE
     return None
+
+
+def _list_devices(command: str) -> list[str]:
+    """Return the devices that a command takes."""
+    if command in ("predict", "bench", "serve"):
+        return ["auto", *PROVIDERS, OFFLINE_DEVICE]
+    if command == "export":
+        return ["auto", *PROVIDERS]
+    if command == "launch":
+        return [device.name for device in CLUSTER_DEVICES]
+    return ["auto", *list_devices(), *_MINDSPORE_TARGETS]
+
+
+def _list_tasks(command: str) -> list[str]:
+    """Return the tasks that a command takes: for ``evaluate`` those that measure an encoder without training."""
+    if command == "evaluate":
+        return [name for name, task in TASKS.items() if task.measures_untrained]
+    return list(TASKS)
 
 
 def _offer_words(name: str, words: Iterable[str], with_files: bool = False) -> dict[str, Any]:

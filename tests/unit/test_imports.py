@@ -68,6 +68,8 @@ ROOMS: dict[str, set[str]] = {
     | {"ehm.backends", "ehm.reference", "ehm.report", "ehm.training", "ehm.doctor"}
     | {"ehm.deploy.bundle", "ehm.deploy.predict", "ehm.deploy.export"},
     "ehm.commands": CORE | {"ehm.deploy.serve"},
+    "ehm.commands.completion": CORE
+    | {"ehm.commands", "ehm.backends", "ehm.tasks", "ehm.deploy.bundle", "ehm.deploy.launch", "ehm.deploy.predict"},
     "ehm.deploy": LEARNING
     | {"ehm.report", "ehm.training", "ehm.backends.torch", "ehm.deploy.bundle", "ehm.deploy.predict"},
 }

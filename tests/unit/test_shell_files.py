@@ -2,9 +2,12 @@
 
 import shutil
 import subprocess
+from importlib.metadata import EntryPoint
 
 import pytest
 
+from ehm import plugins
+from ehm.backends import GROUP
 from ehm.cli import build_parser, main
 from ehm.commands import COMMANDS
 
@@ -26,22 +29,30 @@ COMPLETED = {
     "ehm tokenizer train --set optim.acc": "optim.accumulate=",
     "ehm compare runs/a fold": "folds=",
     "ehm finetune --task det": "detection",
+    "ehm train --device num": "numpy",
+    "ehm predict --device tens": "tensorrt",
+    "ehm launch --device mi": "mindspore mindspore:cpu",
+    "ehm evaluate --task ret": "retrieval",
+    "ehm evaluate --task det": "",  # measures only what was trained for it
+    "ehm predict --index h": "hnsw",
     "ehm export --head cl": "classifier",
     "ehm configs --keys opt": "optim",
 }
 
 
-def write_script(shell, folder, capsys):
-    """Write the script for a shell into a folder, and return its path."""
+def write_script(shell, folder, capsys, monkeypatch):
+    """Write the script for a shell into a folder, with a device of another package, and return its path."""
     pytest.importorskip("shtab", reason="comes with the extra completion")
+    found = {GROUP: [EntryPoint("numpy", "ehm_numpy:backend", GROUP)]}
+    monkeypatch.setattr(plugins, "entry_points", lambda group: found.get(group, []))
     assert main(["completion", shell]) == 0
     path = folder / f"ehm.{shell}"
     path.write_text(capsys.readouterr().out)
     return path
 
 
-def test_bash_completes_commands_flags_values_and_keys(tmp_path, capsys):
-    script = write_script("bash", tmp_path, capsys)
+def test_bash_completes_commands_flags_values_and_keys(tmp_path, capsys, monkeypatch):
+    script = write_script("bash", tmp_path, capsys, monkeypatch)
     done = subprocess.run(
         ["bash", "--norc", "-c", COMPLETE_IN_BASH, "bash", script],
         input="\n".join(COMPLETED) + "\n",
@@ -54,8 +65,8 @@ def test_bash_completes_commands_flags_values_and_keys(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("shell", "check"), [("zsh", ["-n"]), ("fish", ["--no-execute"]), ("tcsh", ["-f"])])
-def test_other_shells_read_their_script(shell, check, tmp_path, capsys):
-    script = write_script(shell, tmp_path, capsys)
+def test_other_shells_read_their_script(shell, check, tmp_path, capsys, monkeypatch):
+    script = write_script(shell, tmp_path, capsys, monkeypatch)
     for word in ("mindspore:ascend", "elpv/pretrain", "optim.epochs=", "vision_language"):
         assert word in script.read_text()
     if shutil.which(shell):

@@ -12,7 +12,10 @@ from ehm.config.sections import ModelSource, OptimConfig
 from ehm.config.tasks.base import TaskConfig
 from ehm.config.values import BelowOne, NotNegative, Positive, PositiveReal, Share, Unit
 
-__all__ = ["AugmentConfig", "FinetuneConfig", "ProbeConfig"]
+__all__ = ["PROBE_FIGURES", "AugmentConfig", "FinetuneConfig", "ProbeConfig"]
+
+PROBE_FIGURES = ("knn", "linear", "rankme")
+"""The figures of a probe that ``--only`` may select."""
 
 
 class AugmentConfig(Section):

@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from ehm.config import ProbeConfig
+from ehm.config.tasks.classification import PROBE_FIGURES
 from ehm.console import console
 from ehm.data import Source, open_source
 from ehm.data.subset import Subset, find_targets
@@ -26,12 +27,10 @@ from ehm.tasks.classification.task import Classification
 from ehm.training.run import Run, open_run
 from ehm.training.supervised import TaskResult, train_task
 
-__all__ = ["DEFAULT_CONFIG", "FIGURES", "ProbeResult", "probe"]
+__all__ = ["DEFAULT_CONFIG", "ProbeResult", "probe"]
 
 DEFAULT_CONFIG = "elpv/probe"
 DEFAULT_OUT = Path("runs/probe")
-FIGURES = ("knn", "linear", "rankme")
-"""The figures that ``only`` may select."""
 _HEADINGS = {"top1": "top-1", "auc": "AUC", "mean_ap": "mAP", "macro_f1": "macro F1", "micro_f1": "micro F1"}
 AnyReport = ClassificationReport | MultiLabelReport
 """The report on images with one class each, or with several labels."""
@@ -74,8 +73,8 @@ def probe(
 
     The linear probe gets features that are pooled as ``config.pool`` says, and is trained by the loop of fine-tuning
     with a frozen encoder. The others get features that are pooled as ``config.neighbours_pool`` says, and train
-    nothing. ``only`` selects some of ``FIGURES``, separated by commas; RankMe alone needs no labels. Writes the results
-    to ``out/metrics.json``. Raises EhmError on bad input.
+    nothing. ``only`` selects some of ``PROBE_FIGURES``, separated by commas; RankMe alone needs no labels. Writes the
+    results to ``out/metrics.json``. Raises EhmError on bad input.
     """
     figures = _read_figures(only)
     folder = Path(out or DEFAULT_OUT)
@@ -99,12 +98,13 @@ def probe(
 def _read_figures(only: str | None) -> set[str]:
     """Return the figures that ``only`` names, or all; raises ConfigError for others."""
     if only is None:
-        return set(FIGURES)
+        return set(PROBE_FIGURES)
     names = [name.strip() for name in only.split(",")]
     for name in names:
-        if name not in FIGURES:
+        if name not in PROBE_FIGURES:
             raise ConfigError(
-                f"--only {only}: {name or 'an empty name'} is no figure; it takes {', '.join(FIGURES)}, or some of them"
+                f"--only {only}: {name or 'an empty name'} is no figure; it takes {', '.join(PROBE_FIGURES)}, or some "
+                "of them"
             )
     return set(names)
 
