@@ -18,8 +18,11 @@ report.html
 from __future__ import annotations
 
 import math
+import shlex
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from safetensors.numpy import save_file
@@ -287,6 +290,16 @@ def _print_result(run: Run[TrainConfig], saved: Path, encoder: Path | None) -> N
         console.print(f"Encoder for timm: {encoder}")
     else:
         console.print("Stopped by run.max_steps: --resume --set run.max_steps=null goes on, to encoder.safetensors")
-    console.print(f"Curves: {run.folder / 'metrics.jsonl'} (tensorboard --logdir {run.folder})")
+    console.print(f"Curves: {run.folder / 'metrics.jsonl'}{_describe_tensorboard(run)}")
     if run.config.watch.pictures != 0:
         console.print(f"Reconstructions: {run.folder / PICTURES_FOLDER}")
+
+
+def _describe_tensorboard(run: Run[TrainConfig]) -> str:
+    """Return the command that shows the curves in TensorBoard, and how to install it; empty if the run wrote none."""
+    if "tensorboard" not in run.config.run.trackers:
+        return ""
+    # event files are written without TensorBoard itself, and the command may be that of another environment
+    is_installed = find_spec("tensorboard") is not None or shutil.which("tensorboard") is not None
+    remedy = "" if is_installed else "; pip install tensorboard installs it"
+    return f" (tensorboard --logdir {shlex.quote(str(run.folder))}{remedy})"

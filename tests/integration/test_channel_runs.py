@@ -1,15 +1,14 @@
 """From files of seven channels in 16 bits to a classifier that is served, by the commands."""
 
-import http.client
 import io
 import json
-from contextlib import closing
 
 import numpy as np
 import onnxruntime
 import pytest
 import tifffile
 import torch
+from server_requests import encode_tensor, send_request
 from serving import running
 
 from ehm.config import TrainConfig
@@ -174,39 +173,32 @@ def test_a_server_takes_files_and_tensors_of_the_model_alone(scenes, bundles):
     values = tifffile.imread(file)
     pixels = np.rint(values / 10000 * 65535).astype(np.uint16)[None]
     with running([f"outside={outside}", f"inside={inside}"]) as (address, _):
-
-        def ask(path, body, kind="application/octet-stream", **headers):
-            with closing(http.client.HTTPConnection(address, timeout=30)) as connection:
-                connection.request("POST", path, body, {"Content-Type": kind, **headers})
-                answer = connection.getresponse()
-                return answer.status, json.loads(answer.read())
-
         label, probability = predict(outside, file, device="cpu")[0].classes[0]
         for name in ("outside", "inside"):
-            status, answer = ask(f"/v1/classify?model={name}", file.read_bytes())
-            assert status == 200
-            assert answer["classes"][0]["label"] == label
-            assert answer["classes"][0]["probability"] == pytest.approx(probability, abs=1e-3)
-            status, _ = ask(f"/v1/view?model={name}", file.read_bytes())
-            assert status == 200
-        status, answer = ask("/v1/classify?model=inside", _encode_npy(values[..., :4]))
-        assert status == 422
-        assert "has 4 channels of unsigned integers of 16 bits, and the model takes 7" in answer["error"]
+            answer = send_request(address, "POST", f"/v1/classify?model={name}", file.read_bytes())
+            assert answer.status == 200
+            assert answer.body["classes"][0]["label"] == label
+            assert answer.body["classes"][0]["probability"] == pytest.approx(probability, abs=1e-3)
+            assert send_request(address, "POST", f"/v1/view?model={name}", file.read_bytes()).status == 200
+        answer = send_request(address, "POST", "/v1/classify?model=inside", _encode_npy(values[..., :4]))
+        assert answer.status == 422
+        assert "has 4 channels of unsigned integers of 16 bits, and the model takes 7" in answer.body["error"]
         # tensors: the pixels of the file in the model's depth
-        tensor = {"name": "images", "datatype": "UINT16", "shape": list(pixels.shape), "data": pixels.ravel().tolist()}
-        status, answer = ask("/v2/models/inside/infer", json.dumps({"inputs": [tensor]}), "application/json")
-        assert status == 200
-        logits = next(output["data"] for output in answer["outputs"] if output["name"] == "logits")
+        request = encode_tensor(pixels)
+        answer = send_request(address, "POST", "/v2/models/inside/infer", request)
+        assert answer.status == 200
+        logits = next(output["data"] for output in answer.body["outputs"] if output["name"] == "logits")
         assert float(np.exp(max(logits)) / np.exp(logits).sum()) == pytest.approx(probability, abs=1e-3)
         for change, said in (
             ({"datatype": "FP32"}, "UINT16"),
             ({"shape": [1, 20, 24, 3]}, "7"),
             ({"data": [70000, *pixels.ravel()[1:].tolist()]}, "integers from 0 to 65535"),
         ):
-            wrong = {**tensor, **change}
-            status, answer = ask("/v2/models/inside/infer", json.dumps({"inputs": [wrong]}), "application/json")
-            assert status == 400
-            assert said in answer["error"]
+            (tensor,) = json.loads(request)["inputs"]
+            body = json.dumps({"inputs": [{**tensor, **change}]})
+            answer = send_request(address, "POST", "/v2/models/inside/infer", body)
+            assert answer.status == 400
+            assert said in answer.body["error"]
 
 
 def _encode_npy(values):

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from ehm import backends
 from ehm.errors import CheckpointError, ConfigError, TrainingError
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
+from ehm.training import pretrain
 from ehm.training.pretrain import train
 
 TINY = [
@@ -68,6 +69,25 @@ def test_without_a_configuration_it_says_that_it_takes_an_example(fake, images, 
     run(images, tmp_path / "out", "run.max_steps=1")
     first = capsys.readouterr().out.splitlines()[0]
     assert first == "No --config: taking the shipped elpv/pretrain, a small example; ehm configs lists others"
+
+
+@pytest.mark.parametrize(
+    ("trackers", "installed", "expected"),
+    [
+        ("[tensorboard]", True, " (tensorboard --logdir {out})"),
+        ("[tensorboard]", False, " (tensorboard --logdir {out}; pip install tensorboard installs it)"),
+        ("[]", True, ""),
+    ],
+)
+def test_curves_are_shown_by_a_program_that_is_installed(
+    fake, images, tmp_path, monkeypatch, capsys, trackers, installed, expected
+):
+    monkeypatch.setattr(pretrain, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(pretrain.shutil, "which", lambda name: None)
+    out = tmp_path / "out"
+    run(images, out, f"run.trackers={trackers}", "optim.epochs=1", "optim.warmup_epochs=0", "masking=random")
+    (said,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Curves: ")]
+    assert said == f"Curves: {out / 'metrics.jsonl'}{expected.format(out=out)}"
 
 
 @pytest.mark.parametrize("masking", ["random", "grid"])
