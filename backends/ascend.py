@@ -7,6 +7,7 @@ packages: nothing is imported, and nothing of the vendor's runs.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -342,5 +343,6 @@ def _release_of(number: str) -> str:
 
 
 def _post_number(number: str) -> int:
-    _, post, digits = number.rpartition(".post")
-    return int(digits) if post else 0
+    """Return the number of a post-release, 0 of any other: 2 for ``2.7.1.post2`` and ``2.7.1.post2.dev20250724``."""
+    match = re.search(r"\.post(\d+)", number)
+    return int(match[1]) if match else 0

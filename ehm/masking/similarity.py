@@ -106,7 +106,8 @@ def make_symmetric(similarity: Array, b: int) -> Array:
             f"similarity must be symmetric, (A + A^T) / 2; similarity[{b}, {i}, {j}] is {similarity[i, j]} and "
             f"similarity[{b}, {j}, {i}] is {similarity[j, i]}"
         )
-    return _view_read_only((similarity + similarity.T) / 2)
+    # halved first, because the sum of two large numbers may overflow
+    return _view_read_only(similarity / 2 + similarity.T / 2)
 
 
 def _view_read_only(array: Array) -> Array:

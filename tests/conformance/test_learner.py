@@ -175,6 +175,16 @@ def test_a_state_is_loaded_into_a_learner_that_has_trained(backend, config, batc
     assert take_steps(learner, *batch, count=3) == losses
 
 
+@full_for_mindspore
+def test_a_resumed_run_hides_the_channels_that_it_would_have_hidden(make_learner, config, batch):
+    settings = config(mask={"channels": 0.34})
+    whole = make_learner(settings)
+    resumed = make_learner(settings)
+    take_steps(whole, *batch, count=1, look=None)
+    resumed.load(whole.state())
+    assert take_steps(whole, *batch, count=2, look=None) == take_steps(resumed, *batch, count=2, look=None)
+
+
 def test_equal_seeds_start_equal_and_others_do_not(backend, config):
     first, second = backend.create_learner(config()).state(), backend.create_learner(config()).state()
     assert_equal(first, second)

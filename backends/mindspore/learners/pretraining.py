@@ -83,7 +83,8 @@ class MindsporeLearner(ResumableLearner):
         refuse_unknown(config, processes)
         self._config = config
         self._rank = processes.rank
-        self._draws_by_step = config.model.drop_path > 0 or config.lora.dropout > 0
+        has_dropout = config.model.drop_path > 0 or config.lora.dropout > 0
+        self._draws_by_step = has_dropout or config.mask.channels > 0
         self._dtype = choose_dtype(config.optim.dtype, target)
         self._objective = create_objective(config)
         self.model = self._build_model(weights)

@@ -125,7 +125,8 @@ class TorchLearner(ResumableLearner):
         self._device = device
         self._processes = processes
         self._parts = count_parts(config, device, processes)
-        self._draws_by_step = config.model.drop_path > 0 or config.lora.dropout > 0
+        self._has_dropout = config.model.drop_path > 0 or config.lora.dropout > 0
+        self._draws_by_step = self._has_dropout or config.mask.channels > 0
         self._pixels = Pixels(device, config.data.mean, config.data.std, config.data.pixels.white)
         self._objective = create_objective(config, device)
         self.model = self._build_model(weights).train()
@@ -135,7 +136,7 @@ class TorchLearner(ResumableLearner):
                 wrap_model(self._average, "fsdp", processes, device, choose_dtype(config.optim.dtype, device))
         self._objective.teacher = self._objective.build_teacher(self.model, self._average)
         if config.run.grad_checkpointing:
-            recompute_activations(self.model, random=self._draws_by_step)
+            recompute_activations(self.model, random=self._has_dropout)
         self._training = Training(
             self.model, self._create_optimizer, config.optim, config.run, device, processes, parts=self._parts
         )
@@ -240,7 +241,7 @@ class TorchLearner(ResumableLearner):
 
         numbers = step_entropy(self._config.run.seed, self._steps, self._processes.rank)
         # only drop path and dropout draw random numbers; without them, the generator's state need not be put back
-        with seed_random_numbers(self._device, numbers) if self._draws_by_step else nullcontext():
+        with seed_random_numbers(self._device, numbers) if self._has_dropout else nullcontext():
             metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
         self._steps += 1
         if self._average is not None:
@@ -326,7 +327,7 @@ class TorchLearner(ResumableLearner):
         gather them.
         """
         model = self._choose_mask_source()
-        evaluating = _without_dropping if self._draws_by_step else nullcontext
+        evaluating = _without_dropping if self._has_dropout else nullcontext
         sent = []
         batch.embedded = []
         for take_images in batch.uploads:

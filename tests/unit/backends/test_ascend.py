@@ -167,6 +167,8 @@ def test_the_table_of_pairs_is_in_order():
         ("2.9.0.post2", "9.0.0"),
         ("2.9.0.post3", "9.0.0"),
         ("2.9.0", "8.5.0"),
+        ("2.9.0.post2.dev20260724", "9.0.0"),
+        ("2.9.0.post2+cpu", "9.0.0"),
     ],
 )
 def test_a_pair_is_found_for_the_releases_between_rows_too(torch_npu, cann):

@@ -175,6 +175,12 @@ def test_similarities_above_one_and_below_zero():
     np.testing.assert_allclose(hierarchy.similarity[0, 50:], 5 - expected[:, 2], atol=1e-6)
 
 
+def test_similarities_whose_sum_overflows_float32():
+    ordinary = (1 + random_similarity(np.random.default_rng(9), 30)).astype(np.float32)
+    large = ordinary * np.float32(2.0**127)  # a power of two, so that nothing is rounded
+    np.testing.assert_array_equal(build_hierarchy(large[None]).parent, build_hierarchy(ordinary[None]).parent)
+
+
 def test_rounding_errors_do_not_make_it_asymmetric():
     rng = np.random.default_rng(7)
     similarity = random_similarity(rng, 40)
