@@ -125,8 +125,8 @@ def make_ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], c
     def step() -> float:
         batch = learner.prepare_batch(images)
         batch.compute_similarity = clock.measure_calls("similarity", batch.compute_similarity)
-        batch.evolved_mask = clock.measure_calls(
-            "similarity", batch.evolved_mask
+        batch.compute_evolved_masks = clock.measure_calls(
+            "similarity", batch.compute_evolved_masks
         )  # on the device: hierarchies and masks too
         masks, _ = mask(batch, PROGRESS, (0,))
         with clock.measure_part("forward/backward"):

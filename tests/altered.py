@@ -17,8 +17,8 @@ class AlteredBatch:
     def compute_saliency(self):
         return self.inner.compute_saliency()
 
-    def evolved_mask(self, depth, ranks):
-        mask, figures = self.inner.evolved_mask(depth, ranks)
+    def compute_evolved_masks(self, depth, ranks):
+        mask, figures = self.inner.compute_evolved_masks(depth, ranks)
         return self._faults.get("mask", lambda mask: mask)(mask), figures
 
 

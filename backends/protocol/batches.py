@@ -45,7 +45,7 @@ class PreparedBatch(Protocol):
 class MasksOnDevice(Protocol):
     """A prepared batch whose hierarchies can be built on its device (``mask.build: device``)."""
 
-    def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Any, Mapping[str, SupportsFloat]]:
+    def compute_evolved_masks(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Any, Mapping[str, SupportsFloat]]:
         """Compute similarity, hierarchy and masks of the images at ``depth`` in [0, 1], all on the device.
 
         ``ranks`` (B, views, 2N - 1) come from :func:`ehm.masking.draw_ranks`. Returns masks (B * views, N), those of

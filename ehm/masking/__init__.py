@@ -3,9 +3,10 @@
 Shapes: B images, N patches in row-major order of the grid, M = 2N - 1 nodes.
 """
 
+from ehm.masking.base import Masker
 from ehm.masking.channels import count_hidden_channels, draw_channel_factors, draw_shown_channels
 from ehm.masking.hierarchy import Hierarchy, build_hierarchy
-from ehm.masking.masker import Masker, make_masker
+from ehm.masking.masker import make_masker
 from ehm.masking.masks import draw_ranks, hierarchical_mask, split_mask, spread_mask
 from ehm.masking.parts import em_parts, part_count, part_mask
 from ehm.masking.pieces import BatchMasks

@@ -1,4 +1,8 @@
-"""The compiler of the kernels. Importing numba takes most of a second, so only kernels import this, on first use."""
+"""The compiler of the kernels. Importing numba takes most of a second, so only kernels import this, on first use.
+
+Kernels that call each other stand in one file: machine code on disk is compiled anew when the file of its kernel
+changes, and numba does not notice that another file did, whose kernels are part of it.
+"""
 
 from __future__ import annotations
 

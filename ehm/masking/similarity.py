@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ehm.masking._parallel import run_over_batch
 
-__all__ = ["balance", "convert_similarity", "cosine_similarity", "make_symmetric"]
+__all__ = ["NotFiniteAttentionError", "balance", "convert_similarity", "cosine_similarity", "make_symmetric"]
 
 Array = NDArray[np.floating[Any]]
 
@@ -25,6 +25,10 @@ LARGEST_GAP = 1e-3
 
 ITERATIONS_PER_TREE = 20
 """Rounds of balancing that take about as long as it takes to build a tree from the same matrix."""
+
+
+class NotFiniteAttentionError(ValueError):
+    """The similarity or saliency that masks are made of is not finite, because the weights are not."""
 
 
 def balance(similarity: Any, iterations: int = 20, threads: int | None = None) -> NDArray[np.float32]:
@@ -41,8 +45,7 @@ def balance(similarity: Any, iterations: int = 20, threads: int | None = None) -
     array = convert_similarity(similarity)
     smallest = array.min()
     if not smallest >= 0:  # true for NaN, too
-        finite = "" if np.isfinite(smallest) else " and finite"
-        raise ValueError(f"similarity must not be negative{finite} to be balanced; it holds {smallest}")
+        raise ValueError(f"similarity must be finite and not negative to be balanced, but holds {smallest}")
     balanced = np.empty(array.shape, np.float32)
     batch, n = array.shape[:2]
     rounds = np.full(batch, iterations)

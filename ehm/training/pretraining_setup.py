@@ -9,7 +9,7 @@ from ehm.config import TrainConfig
 from ehm.data import Loader, Source, TrainTransform, open_source
 from ehm.errors import DataError
 from ehm.masking import make_masker
-from ehm.masking.masker import Masker
+from ehm.masking.base import Masker
 from ehm.models.pretraining import adopt_encoder, keep_needed_weights, name_first_weights
 from ehm.models.weights import Weights
 from ehm.training.loaders import make_train_loader

@@ -13,8 +13,10 @@ from typing import Any, SupportsFloat
 from ehm.backends.base import Learner, PreparedBatch, TakesMaskPieces
 from ehm.config import TrainConfig
 from ehm.data import Batch
-from ehm.masking.masker import Masker, NotFiniteAttentionError, make_masker
+from ehm.masking.base import Masker
+from ehm.masking.masker import make_masker
 from ehm.masking.pieces import BatchMasks, MaskPiece
+from ehm.masking.similarity import NotFiniteAttentionError
 from ehm.training.plan import RunPlan
 from ehm.training.schedule import ema_decay_at, learning_rate_at
 

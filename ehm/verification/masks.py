@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.base import Backend
 from ehm.masking import build_hierarchy, make_masker
-from ehm.masking.masker import PreparedOnDevice
+from ehm.masking.base import PreparedOnDevice
 from ehm.masking.pieces import copy_to_host
 from ehm.reference.hierarchy import Tree, balance_similarity, build_tree, follows_tree
 from ehm.verification.cases import GRIDS, Case, create_learner, draw_images, load_weights

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ehm import backends
 from ehm.backends.base import Backend
 from ehm.masking import make_masker
-from ehm.masking.masker import PreparedOnDevice
+from ehm.masking.base import PreparedOnDevice
 from ehm.verification.cases import Case, draw_images
 from ehm.verification.check import Measurement, SkipError
 from ehm.verification.child import ask_in_child

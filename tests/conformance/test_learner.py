@@ -9,6 +9,7 @@ from ehm.backends.base import TakesMaskPieces
 from ehm.config import ModelSource
 from ehm.errors import BackendError, CheckpointError
 from ehm.masking import BatchMasks, make_masker
+from ehm.masking.similarity import NotFiniteAttentionError
 from ehm.storage.arrays import LearnerState, split_average
 from ehm.storage.checkpoint import save_checkpoint
 
@@ -366,6 +367,21 @@ def test_masks_made_on_the_device_are_the_hosts(backend, make_learner, config, b
             figures.append({name: float(value) for name, value in found.items()})
         assert losses[0] == losses[1]  # which differ if the masks do
         assert figures[0] == pytest.approx(figures[1], rel=1e-6)
+
+
+@full_for_mindspore
+@pytest.mark.parametrize("build", ["host", "device"])
+def test_attention_that_is_not_finite_is_told_from_a_mistake(backend, make_learner, config, batch, build):
+    """The loop then goes on with random masks to the end of the step, as other processes wait for this one."""
+    settings = config(mask={"build": build})
+    skip_where_refused(backend, settings)
+    learner = make_learner(settings)
+    state = learner.state()
+    state.model["blocks.0.norm1.weight"][:] = np.nan
+    learner.load(state)
+    masker = make_masker("evolved", settings.masks, settings.units, build)
+    with pytest.raises(NotFiniteAttentionError, match="must be finite"):
+        masker(learner.prepare_batch(batch[0]), 0.5, (5,))
 
 
 @full_for_mindspore

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ehm.backends.torch.engine.transfers import upload_array
 from ehm.masking.schedule import masking_level
+from ehm.masking.similarity import NotFiniteAttentionError
 from ehm.masking.static import count_masked
 
 __all__ = [
@@ -131,7 +132,7 @@ def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
             wider.append((facts, is_empty))
             similarity, facts, is_empty = _drop_empty_columns(similarity, facts, is_empty, width)
     if clusters_left > 1:
-        raise ValueError(f"similarity must be finite, and below {-EMPTY / 2:g} in magnitude")
+        raise NotFiniteAttentionError(f"similarity must be finite, and below {-EMPTY / 2:g} in magnitude")
     # Columns that were empty when the matrix was halved have their facts; the others were emptied later.
     for wider_facts, was_empty in reversed(wider):
         place = ((~was_empty).cumsum(dim=1, dtype=torch.float32) - 1).clamp(0, facts.shape[2] - 1).long()

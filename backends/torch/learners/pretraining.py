@@ -100,9 +100,11 @@ class TorchBatch:
         waits = self._learner.compute_saliency(self, start_download)
         return (wait() for wait in waits)
 
-    def evolved_mask(self, depth: float, ranks: NDArray[np.int32]) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
-        """See :meth:`ehm.backends.base.MasksOnDevice.evolved_mask`."""
-        return self._learner.evolve_mask(self, depth, ranks)
+    def compute_evolved_masks(
+        self, depth: float, ranks: NDArray[np.int32]
+    ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
+        """See :meth:`ehm.backends.base.MasksOnDevice.compute_evolved_masks`."""
+        return self._learner.compute_evolved_masks(self, depth, ranks)
 
 
 class TorchLearner(ResumableLearner):
@@ -184,7 +186,7 @@ class TorchLearner(ResumableLearner):
         return self._apply_to_tokens(batch, compute, slice(-1, None), send)
 
     @torch.no_grad()
-    def evolve_mask(
+    def compute_evolved_masks(
         self, batch: TorchBatch, depth: float, ranks: NDArray[np.int32]
     ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
         """Build hierarchies and masks of ``batch`` on the device; see :class:`ehm.backends.base.MasksOnDevice`."""

@@ -5,8 +5,8 @@ import pytest
 
 from ehm.config import MaskConfig
 from ehm.masking import make_masker
-from ehm.masking.masker import NotFiniteAttentionError
 from ehm.masking.pieces import BatchMasks, MaskPiece
+from ehm.masking.similarity import NotFiniteAttentionError
 
 
 class Prepared:

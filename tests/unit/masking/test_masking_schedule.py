@@ -129,7 +129,7 @@ class Prepared:
         assert self.pieces[0].ndim == 2
         yield from self.pieces
 
-    def evolved_mask(self, depth, ranks):
+    def compute_evolved_masks(self, depth, ranks):
         return (depth, ranks), {}
 
 
