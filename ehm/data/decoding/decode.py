@@ -15,6 +15,8 @@ Whatever is wrong with a file becomes one BrokenImage; no warning of Pillow's ge
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -145,9 +147,12 @@ def open_binary(file: str | Path | BytesIO) -> Iterator[IO[bytes]]:
     """
     if isinstance(file, BytesIO):
         yield file
-    else:
-        with open(file, "rb") as stream:
-            yield stream
+        return
+    # a pipe would be waited for until somebody writes into it
+    if stat.S_ISFIFO(os.stat(file).st_mode):
+        raise OSError("a named pipe, and no file")
+    with open(file, "rb") as stream:
+        yield stream
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.data.decoding.decode import open_binary
 from ehm.data.sources.base import Source, StoredSource
 from ehm.data.sources.coco import CocoSource
 from ehm.data.sources.idx import IdxSource
@@ -248,7 +249,7 @@ def _hash_stored(source: ShardSource | RowSource, index: int) -> int:
 def _hash_bytes(path: str, offset: int = 0, size: int | None = None) -> int:
     """Return the key of ``size`` bytes of a file from ``offset`` on, of the whole file if None."""
     try:
-        with open(path, "rb") as file:
+        with open_binary(path) as file:
             if size is None:
                 size = os.fstat(file.fileno()).st_size
             parts = [b"%d\0" % size]

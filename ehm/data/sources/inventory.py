@@ -130,6 +130,9 @@ def is_unread_suffix(name: str) -> bool:
 
 
 def _begins_like_an_image(path: str | Path) -> bool:
+    # a named pipe would be waited for until somebody writes into it
+    if not os.path.isfile(path):
+        return False
     try:
         with open(path, "rb") as file:
             head = file.read(12)

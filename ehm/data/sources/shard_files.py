@@ -134,11 +134,19 @@ TARS = SampleFinder(below=_has_tar_files, directly=_has_tar_files)
 
 
 def expand_pattern(pattern: str) -> Iterator[str]:
-    """Yield a-08.tar, a-09.tar, a-10.tar for ``a-{08..10}.tar``; the first bound's digits are the width."""
+    """Yield a-08.tar, a-09.tar, a-10.tar for ``a-{08..10}.tar``; the first bound's digits are the width.
+
+    Raises DataError for a range that counts down, which names nothing.
+    """
     found = _RANGE.search(pattern)
     if found is None:
         yield pattern
         return
+    if int(found[1]) > int(found[2]):
+        raise DataError(
+            f"data.source {pattern}: the range {found[0]} is empty; the smaller number stands first: "
+            f"{{{found[2]}..{found[1]}}}"
+        )
     for number in range(int(found[1]), int(found[2]) + 1):
         name = pattern[: found.start()] + str(number).zfill(len(found[1])) + pattern[found.end() :]
         yield from expand_pattern(name)  # there may be another range behind it

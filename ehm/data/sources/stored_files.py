@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ehm.data.sources.image_files import has_image_suffix
 from ehm.data.sources.inventory import Unused, is_unread_suffix, list_names
@@ -67,11 +67,14 @@ def _divide(source: str, files: list[StoredFile]) -> dict[Part, list[StoredFile]
     named = [name for name in folder_names if name_part(name) is not None]
     if not named or len(by_folder) == 1:
         return _order(divide_by_name(source, files))
+    # a pattern without the suffix would be divided into parts again
+    pattern = f"data.source={source.rstrip('/')}/**/*{files[0].suffix}"
+    _refuse_repeated_parts(source, by_folder, pattern)
     others = [f"{name}/" for name in folder_names if name not in named]
     if others:
         raise DataError(
             f"data.source {source}: holds parts ({list_names([f'{name}/' for name in named])}) and other folders "
-            f"({list_names(others)}); name the files to read by a pattern, for example data.source={source}/*/*"
+            f"({list_names(others)}); name the files to read by a pattern, for example {pattern}"
         )
     parts = {part: by_folder[folder_names[name]] for part, name in match_parts(source, named).items()}
     if "train" not in parts:
@@ -80,6 +83,22 @@ def _divide(source: str, files: list[StoredFile]) -> dict[Part, list[StoredFile]
             f"one of them all the same, name it: data.source={source.rstrip('/')}/{named[0]}"
         )
     return _order(parts)
+
+
+def _refuse_repeated_parts(source: str, folders: Iterable[str], pattern: str) -> None:
+    """Raise DataError if two of ``folders`` have the same name, that of a part: only one of them would be read.
+
+    ``pattern`` is the setting that reads all of them.
+    """
+    first_of: dict[str, str] = {}
+    for folder in folders:
+        name = folder.rpartition("/")[2]
+        other = first_of.setdefault(name, folder)
+        if other != folder and name_part(name) is not None:
+            raise DataError(
+                f"data.source {source}: holds {other} and {folder}, of which only one can be the part {name}; name the "
+                f"folder above one of them, or the files to read by a pattern, for example {pattern}"
+            )
 
 
 def _order(parts: Mapping[Part, Sequence[StoredFile]]) -> dict[Part, list[StoredFile]]:

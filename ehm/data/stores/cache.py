@@ -101,7 +101,7 @@ class Cache:
             return False
         path = self.folder / name
         try:
-            self.claim(name.partition("/")[0])
+            self._lock_group(name.partition("/")[0])
             with self._locked_usage() as usage:
                 if path.exists():
                     return True
@@ -118,7 +118,14 @@ class Cache:
         return True
 
     def claim(self, group: str) -> None:
-        """Protect the entries of ``group`` from being removed for others, as long as this process lives."""
+        """Protect the entries of ``group`` from being removed for others, as long as this process lives.
+
+        Nothing is kept, and so nothing is to be protected, in a folder that cannot be written to.
+        """
+        with suppress(OSError):
+            self._lock_group(group)
+
+    def _lock_group(self, group: str) -> None:
         if group in self._locks or not self.limit:
             return
         while True:

@@ -174,9 +174,33 @@ def test_bad_shards_are_one_sentence(tmp_path, three):
     write(tmp_path / "none.tar", [("a.txt", b"")])
     with pytest.raises(DataError, match="no images in 1 tar files"):
         opened(tmp_path / "none.tar")
+    with pytest.raises(DataError, match=r"the range \{000002\.\.000000\} is empty.*: \{000000\.\.000002\}"):
+        opened(three / "set-{000002..000000}.tar")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no \.tar files in .*empty"):
         opened(tmp_path / "empty", layout="shards")
+
+
+def test_a_store_with_two_folders_of_one_part_is_refused(tmp_path):
+    for name in ("2019/train", "2020/train", "2020/val"):
+        write(tmp_path / "set" / name / "0.tar", numbered(0, 2))
+    with pytest.raises(DataError, match=r"holds .*/2019/train and .*/2020/train, of which only one can be") as raised:
+        opened(f"file://{tmp_path}/set")
+    assert len(opened(str(raised.value).rpartition("data.source=")[2], "train")) == 6
+
+
+def test_a_store_with_parts_and_other_folders_names_a_pattern_that_reads_all(tmp_path):
+    for name in ("train", "val", "more"):
+        write(tmp_path / "set" / name / "0.tar", numbered(0, 2))
+    with pytest.raises(DataError, match=r"holds parts \(train/, val/\) and other folders \(more/\)") as raised:
+        opened(f"file://{tmp_path}/set")
+    assert len(opened(str(raised.value).rpartition("data.source=")[2], "train")) == 6
+
+
+def test_a_store_is_read_without_a_cache_that_can_be_written(three):
+    (three.parent / "file").touch()
+    config = DataConfig(source=f"file://{three}", cache_folder=str(three.parent / "file" / "cache"))
+    assert greys(open_source(config)) == greys(opened(three))
 
 
 def test_travels_to_workers(three):

@@ -4,14 +4,16 @@ import os
 import tarfile
 from io import BytesIO
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from ehm.data.sources.folder import open_folder
+from ehm.data.sources.identity import UNREADABLE, hash_images
 from ehm.data.sources.inventory import Unused, is_sample_file
 from ehm.data.sources.shards import open_shards
 from ehm.data.sources.tar_index import split_member_name
-from ehm.errors import DataError
+from ehm.errors import BrokenImage, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,17 @@ def test_hidden_files_and_other_formats_are_counted(tmp_path):
 def test_what_looks_like_an_image(tmp_path, name, content, looks):
     (tmp_path / name).write_bytes(content)
     assert is_sample_file(tmp_path / name) is looks
+
+
+def test_named_pipes_are_not_waited_for(tmp_path):
+    put(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    os.mkfifo(tmp_path / "pipe.png")
+    source = open_folder(str(tmp_path), "train")
+    assert [os.path.basename(source.name(number)) for number in range(len(source))] == ["a.png", "pipe.png"]
+    with pytest.raises(BrokenImage, match=r"pipe\.png: a named pipe, and no file"):
+        source.load(1)
+    assert hash_images(source, np.arange(2), "content")[1] == UNREADABLE
 
 
 def test_nothing_but_other_formats_says_so(tmp_path):

@@ -171,6 +171,16 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
         open_source(DataConfig(source=str(tmp_path), layout="table"))
 
 
+def test_a_parquet_file_with_a_damaged_page_is_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    pd.DataFrame({"file": [f"{number}.png" for number in range(1000)]}).to_parquet(path)
+    content = bytearray(path.read_bytes())
+    content[4:200] = b"\xff" * 196  # the footer, which has the columns, stays whole
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"t\.parquet: a damaged Parquet file: .*; write or copy it again"):
+        open_columns(path)
+
+
 def test_a_folder_says_that_it_has_no_columns(frame, tmp_path):
     config = DataConfig(source=str(tmp_path / "photos"), columns={"label": "kind"})
     assert "not used: data.columns" in open_source(config).notes[-1]

@@ -11,7 +11,7 @@ from typing import Any
 from ehm.data.sources.inventory import list_names
 from ehm.errors import DataError
 from ehm.installation import build_install_command
-from ehm.storage.reading import parse_json, read_rows
+from ehm.storage.reading import parse_json, read_rows, shorten
 
 __all__ = ["TABLE_SUFFIXES", "Table", "is_table", "list_columns", "read_table"]
 
@@ -134,8 +134,15 @@ def _list_parquet_columns(file: Path, wanted: str) -> list[str]:
 
 
 def _read_parquet(file: Path, columns: Sequence[str]) -> Table:
-    table = _open_parquet(file).read(columns=list(columns))
-    values = {name: table.column(name).to_pylist() for name in columns}
+    from pyarrow import ArrowException
+
+    opened = _open_parquet(file)
+    try:
+        table = opened.read(columns=list(columns))
+        values = {name: table.column(name).to_pylist() for name in columns}
+    except (OSError, ArrowException, UnicodeDecodeError) as problem:  # the footer is whole, and a page is not
+        reason = shorten(str(problem))
+        raise DataError(f"{file}: a damaged Parquet file: {reason}; write or copy it again") from None
     return Table(file, values, list(range(1, table.num_rows + 1)), unit="row")
 
 
