@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ehm.analysis.data_stats.channel_moments import ChannelMoments, measure_channels
 from ehm.config.pixel_format import PixelFormat
 from ehm.data import Source
-from ehm.data.decoding.channels import StoredChannels, read_stored_channels
+from ehm.data.decoding.channels import read_stored_channels
+from ehm.data.decoding.stored_channels import StoredChannels
 from ehm.data.sources.identity import hash_images
 from ehm.errors import BrokenImage
 

@@ -6,15 +6,15 @@
     others           what Pillow reads; a palette's colours
 
 Nothing is added or left out: a file with other channels or another depth than the model's is refused. Values are scaled
-so that 0 is black and the largest value of the depth white, which follow from the type of the values or are stated.
-Values that are no numbers, or that the file declares to stand for missing data, become 0.
+(:mod:`ehm.data.decoding.stored_channels`) so that 0 is black and the largest value of the depth white, which follow
+from the type of the values or are stated. Values that are no numbers, or that the file declares to stand for missing
+data, become 0.
 
 Shapes: H x W pixels of C channels.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -26,17 +26,18 @@ from PIL import Image
 from ehm.config.pixel_format import MOST_CHANNELS, PixelFormat
 from ehm.data.decoding.decode import SUFFIXES, decode_image, name_errors, open_binary, read_head
 from ehm.data.decoding.deep import raw_mode, read_grey_values, read_sixteen_bits
-from ehm.data.decoding.depth import ValueRange, as_type, describe_values, find_range
-from ehm.data.decoding.dicom import is_dicom, read_dicom, read_dicom_size
+from ehm.data.decoding.depth import describe_values
+from ehm.data.decoding.dicom import count_dicom_channels, is_dicom, open_dicom, read_dicom, read_dicom_size
+from ehm.data.decoding.limits import refuse_bomb
 from ehm.data.decoding.npy import is_npy, read_npy, read_npy_size
 from ehm.data.decoding.orientation import read_orientation, turn_array
+from ehm.data.decoding.stored_channels import StoredChannels, check_count, scale_channels
 from ehm.data.decoding.tiff import WHITE_IS_ZERO, Tiff, is_tiff, read_pages
 from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION
 from ehm.errors import BrokenImage
 
 __all__ = [
     "CHANNEL_SUFFIXES",
-    "StoredChannels",
     "load_image",
     "read_channels",
     "read_channels_size",
@@ -48,38 +49,6 @@ CHANNEL_SUFFIXES = SUFFIXES | {".dcm", ".dicom", ".npy"}
 _PALETTE = 3
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")
 """Pillow's modes whose values are those of the file."""
-
-
-@dataclass(frozen=True)
-class StoredChannels:
-    """The values (H, W, C) of an image as they are stored, upright, and what they mean.
-
-    They have ``bits`` bits. ``missing_value`` stands for missing data, if there is one; ``range`` are the values that
-    the file itself says are black and white, if it does; ``white_is_zero`` exchanges the two.
-    """
-
-    values: NDArray[Any]
-    bits: int
-    missing_value: float | None = None
-    range: ValueRange = None
-    white_is_zero: bool = False
-
-    @property
-    def is_missing(self) -> NDArray[np.bool_]:
-        """Mark the values that are no numbers, infinite or declared to be missing: (H, W, C)."""
-        missing = np.zeros(self.values.shape, bool)
-        if self.values.dtype.kind == "f":
-            missing = ~np.isfinite(self.values)
-        if self.missing_value is not None:
-            value = as_type(self.missing_value, self.values.dtype)
-            if value is not None:
-                missing |= self.values == value
-        return missing
-
-    def describe(self) -> str:
-        """Return the channels and the kind of values in words."""
-        count = self.values.shape[2]
-        return f"{count} channel{'' if count == 1 else 's'} of {describe_values(self.values.dtype, self.bits)}"
 
 
 def load_image(file: str | Path | BytesIO, pixels: PixelFormat, name: str | None = None) -> Any:
@@ -100,24 +69,28 @@ def read_channels(file: str | Path | BytesIO, pixels: PixelFormat, name: str | N
     """
     if name is None:
         name = str(file)
-    stored = read_stored_channels(file, name, pixels)
+    stored = read_stored_channels(file, name, pixels, only_fitting=True)
     with name_errors(name):
-        return _scale(stored, pixels, name)
+        return scale_channels(stored, pixels, name)
 
 
-def read_stored_channels(file: str | Path | BytesIO, name: str, pixels: PixelFormat) -> StoredChannels:
+def read_stored_channels(
+    file: str | Path | BytesIO, name: str, pixels: PixelFormat, only_fitting: bool = False
+) -> StoredChannels:
     """Read the values of an image as they are stored; errors are as in :func:`read_channels`.
 
     Of ``pixels`` only the number of channels counts, which tells the axes of an array, the range, and the window.
+    With ``only_fitting``, a file that says in its head that it has other channels is refused before it is unpacked: a
+    small one may hold many large pages.
     """
     with name_errors(name), open_binary(file) as stream:
         if is_npy(stream):
             values = read_npy(stream, name, pixels.count)
             return StoredChannels(values, 8 * values.dtype.itemsize)
         if is_dicom(stream):
-            return _read_dicom(stream, name, pixels)
+            return _read_dicom(stream, name, pixels, only_fitting)
         if is_tiff(stream):
-            stored = _read_tiff(stream, name)
+            stored = _read_tiff(stream, name, pixels, only_fitting)
             if stored is not None:
                 return stored
         stream.seek(0)
@@ -141,15 +114,20 @@ def read_channels_size(file: str | Path | BytesIO, name: str, formats: tuple[str
     return read_head(file, name, formats).seen_size
 
 
-def _read_dicom(stream: IO[bytes], name: str, pixels: PixelFormat) -> StoredChannels:
-    found = read_dicom(stream, name)
+def _read_dicom(stream: IO[bytes], name: str, pixels: PixelFormat, only_fitting: bool) -> StoredChannels:
+    dataset = open_dicom(stream, name)
+    if only_fitting:
+        kind = "i" if dataset.PixelRepresentation else "u"
+        channels = count_dicom_channels(dataset)
+        check_count(channels, np.dtype(f"{kind}2"), int(dataset.BitsStored), pixels, name)
+    found = read_dicom(dataset, name)
     value_range = found.window if pixels.window else found.full_range
     if value_range is None:
         raise BrokenImage(f"{name}: names no window; data.window=false takes the full range of its bits")
     return StoredChannels(found.values, found.bits, None, value_range, found.white_is_zero)
 
 
-def _read_tiff(stream: IO[bytes], name: str) -> StoredChannels | None:
+def _read_tiff(stream: IO[bytes], name: str, pixels: PixelFormat, only_fitting: bool) -> StoredChannels | None:
     """Read all pages of a TIFF file; None if Pillow has to, because they are packed in a way that suits 8 bits only."""
     pages = read_pages(stream, MOST_CHANNELS)
     if not pages:
@@ -164,12 +142,12 @@ def _read_tiff(stream: IO[bytes], name: str) -> StoredChannels | None:
                 f"{name}: its pages differ in size or depth ({_describe_page(first)}, {_describe_page(page)}); pages "
                 "that are channels are alike"
             )
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and first.size[0] * first.size[1] > limit:
-        raise Image.DecompressionBombError
+    refuse_bomb(*first.size)
     channels = sum(page.samples for page in pages)
     if channels > MOST_CHANNELS:
         raise BrokenImage(f"{name}: has {len(pages)} pages with {channels} channels; up to {MOST_CHANNELS} are read")
+    if only_fitting:
+        check_count(channels, first.dtype, first.bits, pixels, name)
     values = np.empty((first.size[1], first.size[0], channels), first.dtype)
     channel = 0
     for page in pages:
@@ -207,47 +185,3 @@ def _read_picture(image: Image.Image, stream: IO[bytes], name: str, pixels: Pixe
         if values.ndim == 2:
             values = values[:, :, None]
     return StoredChannels(turn_array(values, orientation), bits)
-
-
-def _scale(stored: StoredChannels, pixels: PixelFormat, name: str) -> NDArray[Any]:
-    """Scale the stored values so that black is 0 and white that of ``pixels``; BrokenImage if they are not its own."""
-    _check_format(stored, pixels, name)
-    values = stored.values
-    is_deep = stored.bits > 8 or values.dtype.kind != "u"
-    value_range = pixels.range if is_deep else None
-    value_range = value_range or stored.range
-    if values.dtype.kind == "f" and value_range is None:
-        raise BrokenImage(f"{name}: has {stored.describe()}; data.range states which of them are black and white")
-    black, white = find_range(name, values.dtype, stored.bits, value_range)
-    if stored.white_is_zero:
-        black, white = white, black
-    missing = stored.is_missing
-    if values.dtype == pixels.dtype and (black, white) == (0, pixels.white):
-        scaled = values.copy()
-    else:
-        # float64, in which products of 32 bits are exact enough
-        shares = ((values.astype(np.float64) - black) / (white - black)).clip(0, 1) * pixels.white
-        if pixels.dtype.kind == "u":
-            shares = np.rint(np.where(missing, 0, shares))
-        scaled = shares.astype(pixels.dtype)
-    if pixels.dtype.kind == "f" and values.dtype == pixels.dtype:
-        scaled = scaled.clip(0, 1)
-    scaled[missing] = 0
-    return np.ascontiguousarray(scaled)
-
-
-def _check_format(stored: StoredChannels, pixels: PixelFormat, name: str) -> None:
-    """Raise BrokenImage if the stored values have other channels, or too few or too many bits for the depth."""
-    if stored.values.shape[2] != pixels.count:
-        raise BrokenImage(f"{name}: has {stored.describe()}, and the model takes {pixels.describe()} (data.channels)")
-    is_float = stored.values.dtype.kind == "f" and stored.range is None
-    if pixels.depth == 16 and (is_float or not 8 < stored.bits <= 16):
-        raise BrokenImage(
-            f"{name}: has {stored.describe()}, and the model takes {pixels.describe()}; data.depth 16 reads integers "
-            "of 9 to 16 bits"
-        )
-    if pixels.depth == "float" and stored.bits <= 8:
-        raise BrokenImage(
-            f"{name}: has {stored.describe()}, and the model takes {pixels.describe()}; data.depth float reads values "
-            "of more than 8 bits"
-        )

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from ehm.data.decoding.depth import Depth, DepthReader, ValueRange
+from ehm.data.decoding.limits import refuse_bomb
 from ehm.data.decoding.tiff import BLACK_IS_ZERO, CMYK, RGB, WHITE_IS_ZERO, Tiff
 from ehm.errors import BrokenImage
 
@@ -45,9 +46,7 @@ def deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -
     elif mode == "RGB" and tiff.samples == 4:
         alpha = _ALPHA  # many writers leave the tag out
     has_alpha = alpha in (_PREMULTIPLIED, _ALPHA) and mode != "CMYK" and tiff.samples > colours
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and tiff.size[0] * tiff.size[1] > limit:
-        raise Image.DecompressionBombError
+    refuse_bomb(*tiff.size)
     white_is_zero = tiff.photometric == WHITE_IS_ZERO
     reader = DepthReader(name, tiff.dtype, tiff.bits, value_range, tiff.missing_value, white_is_zero)
     opaque = 1.0 if tiff.dtype.kind == "f" else float(2**tiff.bits - 1)

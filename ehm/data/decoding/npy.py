@@ -7,8 +7,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image
 
+from ehm.data.decoding.limits import refuse_bomb
 from ehm.errors import BrokenImage
 
 __all__ = ["is_npy", "read_npy", "read_npy_size"]
@@ -40,9 +40,7 @@ def read_npy(file: IO[bytes], name: str, channels: int) -> NDArray[Any]:
     shape, _ = _read_header(file, name)
     channels_first = len(shape) == 3 and shape[2] != channels and shape[0] == channels
     height, width = shape[1:] if channels_first else shape[:2]
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and height * width > limit:
-        raise Image.DecompressionBombError
+    refuse_bomb(width, height)
     file.seek(0)
     values = np.load(file, allow_pickle=False)
     if len(shape) == 2:

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from PIL import Image
 
+from ehm.data.decoding.orientation import read_orientation, seen_size
+
 __all__ = ["MARGIN", "reduce_while_decoding"]
 
 MARGIN = 2.5
@@ -18,8 +20,6 @@ MARGIN = 2.5
 
 _FORMATS = ("JPEG", "MPO")  # MPO is a JPEG with further images behind it, which many telephones write
 _SCALES = (8, 4, 2)
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that turn an image by a quarter
-_ORIENTATION = 0x0112
 
 
 def reduce_while_decoding(image: Image.Image, enough: tuple[int, int]) -> None:
@@ -32,18 +32,11 @@ def reduce_while_decoding(image: Image.Image, enough: tuple[int, int]) -> None:
     if image.format not in _FORMATS:
         return
     height, width = enough
-    if _lies_on_its_side(image):
-        height, width = width, height  # as they are stored
+    # as the file stores them: an image that lies on its side has them exchanged
+    width, height = seen_size((width, height), read_orientation(image))
     for scale in _SCALES:
         divides = image.width % scale == 0 and image.height % scale == 0
         # the largest reduction that is still well above the final size
         if divides and image.width >= MARGIN * scale * width and image.height >= MARGIN * scale * height:
             image.draft(None, (image.width // scale, image.height // scale))
             return
-
-
-def _lies_on_its_side(image: Image.Image) -> bool:
-    try:
-        return image.getexif().get(_ORIENTATION) in _SIDEWAYS
-    except Exception:  # damaged metadata does not make the picture unusable
-        return False

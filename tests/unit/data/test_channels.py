@@ -11,13 +11,15 @@ import torch
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.pixels import apply_rescale, apply_windowing
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, generate_uid
 
 from ehm.config import DataConfig, load_config
 from ehm.config.pixel_format import PixelFormat
 from ehm.data import EvalTransform, Loader, TrainTransform, open_source
 from ehm.data.channel_images import resize_channels
-from ehm.data.decoding.channels import read_channels
+from ehm.data.decoding import dicom as dicom_module
+from ehm.data.decoding.channels import read_channels, read_channels_size
+from ehm.data.decoding.tiff import Tiff
 from ehm.errors import BrokenImage, DataError
 
 SEVEN = PixelFormat(7, 16)
@@ -45,11 +47,11 @@ def npy(values, **options):
     return file
 
 
-def dicom(stored, *, bits=12, slope=1, intercept=0, window=None, photometric="MONOCHROME2"):
+def dicom(stored, *, bits=12, slope=1, intercept=0, window=None, photometric="MONOCHROME2", deflated=False):
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.MediaStorageSOPInstanceUID = generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian if deflated else ExplicitVRLittleEndian
     dataset = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
     dataset.SOPClassUID = meta.MediaStorageSOPClassUID
     dataset.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
@@ -157,6 +159,31 @@ def test_the_frames_of_a_dicom_file_are_channels():
     without = dicom(frames[0], bits=16)
     with pytest.raises(BrokenImage, match=r"x: names no window; data\.window=false"):
         read_channels(without, PixelFormat(1, 16, window=True), "x")
+
+
+def test_a_file_of_other_channels_is_refused_before_it_is_unpacked(monkeypatch):
+    def fail(*_):
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(Tiff, "read_rows", fail)
+    monkeypatch.setattr(FileDataset, "pixel_array", property(fail))
+    with pytest.raises(BrokenImage, match=r"x: has 7 channels of unsigned integers of 16 bits, and the model takes 5"):
+        read_channels(tiff(VALUES, planarconfig="contig", compression="deflate"), PixelFormat(5, 16), "x")
+    frames = dicom(np.zeros((3, 6, 5), np.uint16))
+    with pytest.raises(BrokenImage, match=r"x: has 3 channels of unsigned integers of 12 bits, and the model takes 5"):
+        read_channels(frames, PixelFormat(5, 16), "x")
+
+
+def test_a_deflated_dicom_file_may_unpack_to_so_much(monkeypatch):
+    stored = np.zeros((200, 300), np.uint16)
+    file = dicom(stored, deflated=True)
+    np.testing.assert_array_equal(read_channels(file, PixelFormat(1, 16), "x")[..., 0], stored)
+    assert len(file.getvalue()) < 2000
+    monkeypatch.setattr(dicom_module, "_MOST_UNPACKED", stored.nbytes)
+    monkeypatch.setattr(dicom_module, "_PIECE", 1000)
+    for read in (read_channels, lambda file, pixels, name: read_channels_size(file, name, ())):
+        with pytest.raises(BrokenImage, match="x: a deflated DICOM file that unpacks to more than"):
+            read(file, PixelFormat(1, 16), "x")
 
 
 def png(values):
