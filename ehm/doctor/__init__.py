@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ehm.console import PlainConsole
 from ehm.doctor.devices import examine_device, list_known_devices
-from ehm.doctor.findings import EXTRAS, Finding, examine_machine, examine_package, list_variables
+from ehm.doctor.findings import AGAIN, EXTRAS, Finding, examine_machine, examine_package, list_variables
 from ehm.doctor.operators import report_operators
 from ehm.errors import BackendError
 from ehm.installation import build_install_command, describe_version
@@ -24,7 +24,7 @@ from ehm.suggestions import suggest
 
 __all__ = ["Finding", "collect_findings", "doctor"]
 
-STYLES = {"ok": "green", "missing": "yellow", "absent": "dim", "broken": "red"}
+STYLES = {"ok": "green", "missing": "yellow", "absent": "dim", "broken": "red", "unknown": "yellow"}
 
 
 def doctor(device: str = "auto", operators: bool | str = False, json: bool = False) -> int:
@@ -58,16 +58,24 @@ def doctor(device: str = "auto", operators: bool | str = False, json: bool = Fal
 
 def _describe_failure(device: str, findings: Sequence[Finding]) -> str:
     """Return a sentence for a machine, or a ``device``, that cannot train."""
-    if device != "auto":
+    late = _list_devices(findings, "unknown")
+    if device != "auto" and not late:
         return f"--device {device} cannot train here."
     # an installed framework whose device fails is not fixed by installing it again
-    broken = [finding.name for finding in findings if finding.kind == "device" and finding.state == "broken"]
+    broken = _list_devices(findings, "broken")
+    if late and not broken:
+        return f"It is not known if {' or '.join(late)} can train here: there was no answer in time; {AGAIN}."
     if broken:
         return f"No device can train here; the table says what is wrong with {', '.join(broken)}."
     return (
         f"No device can train here. Most machines need {build_install_command('torch')}; an environment without torch "
         f"needs {build_install_command('mindspore')}."
     )
+
+
+def _list_devices(findings: Sequence[Finding], state: str) -> list[str]:
+    """Return the names of the devices in a ``state``."""
+    return [finding.name for finding in findings if finding.kind == "device" and finding.state == state]
 
 
 def collect_findings(device: str = "auto") -> Iterator[Finding]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import selectors
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from json import loads
 from tempfile import TemporaryFile
-from threading import Timer
 from typing import Any
 
-__all__ = ["PATIENCE", "ask_child"]
+__all__ = ["LATE", "PATIENCE", "ask_child"]
 
 PATIENCE = 120
 """Seconds for a child: importing a framework from a cold disk takes tens of them."""
+LATE = "no answer within"
+"""The beginning of the reason if a child took too long, which says nothing about what it was asked."""
 
 ENVIRONMENT = {
     # Without the guard, importing torch also imports every vendor's plug-in that is installed, wanted or not.
@@ -23,6 +26,9 @@ ENVIRONMENT = {
     "WORLD_SIZE": "1",
     "MS_WORKER_NUM": "1",
 }
+_LOOK_SECONDS = 1.0
+"""Seconds between two looks whether a child has ended whose standard output stays open."""
+_PIECE = 1 << 16
 
 
 def ask_child(
@@ -35,36 +41,54 @@ def ask_child(
     """
     if patience is None:
         patience = PATIENCE
+    deadline = time.monotonic() + patience
     command = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, **ENVIRONMENT}
     answer: Any = None
     # a file, because a child that fills a pipe which nobody reads would wait for ever
     with TemporaryFile("w+", encoding="utf-8", errors="replace") as errors:
-        with subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace"
-        ) as child:
-            timer = Timer(patience, child.kill)
-            timer.start()
+        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors) as child:
             try:
-                assert child.stdout is not None
-                for line in child.stdout:
+                for line in _read_lines(child, deadline):
                     try:
                         answer = loads(line)
                     except ValueError:
                         continue  # a vendor's library may have the last word
                     if tell is not None:
                         tell(answer)
-                status = child.wait()
+                status = child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                return None, f"{LATE} {patience} seconds"
             finally:
-                is_late = not timer.is_alive()
-                timer.cancel()
                 child.kill()
         errors.seek(0)
         last_words = errors.read().strip().splitlines()
-    if is_late:
-        return None, f"no answer within {patience} seconds"
     if status:
         return None, last_words[-1] if last_words else f"ended by signal or status {status}"
     if answer is None:
         return None, "no answer"
     return answer, ""
+
+
+def _read_lines(child: subprocess.Popen[bytes], deadline: float) -> Iterator[bytes]:
+    """Yield the lines that a child prints until it ends, or until ``deadline``.
+
+    Not until its standard output is closed: processes that it started, such as those of a vendor's compiler, may keep
+    that open for ever.
+    """
+    assert child.stdout is not None
+    begun = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0:
+            has_ended = child.poll() is not None
+            if selector.select(0 if has_ended else min(left, _LOOK_SECONDS)):
+                piece = os.read(child.stdout.fileno(), _PIECE)
+                if not piece:
+                    break
+                *lines, begun = (begun + piece).split(b"\n")
+                yield from lines
+            elif has_ended:
+                break
+    if begun:
+        yield begun

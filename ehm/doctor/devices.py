@@ -11,8 +11,8 @@ from typing import Any
 from ehm import backends
 from ehm.backends import ascend
 from ehm.doctor.attention import TOLERANCE, measure_attention
-from ehm.doctor.child import ask_child
-from ehm.doctor.findings import ROOT, Finding, find_nvidia_driver
+from ehm.doctor.child import LATE, ask_child
+from ehm.doctor.findings import AGAIN, ROOT, Finding, find_nvidia_driver
 from ehm.errors import BackendError
 from ehm.installation import build_install_command
 
@@ -72,6 +72,8 @@ def examine_device(name: str, provider: str) -> Finding:
     # In a child: a driver that does not match can end the process that asks for the device.
     facts, reason = ask_child(ASK_DEVICE, name, patience=PATIENCE.get(kind))
     if facts is None:
+        if reason.startswith(LATE):
+            return Finding("device", name, "unknown", reason, AGAIN)
         # Errors that begin with the flag are the backend's own: there is no such device. Others are crashes.
         if not reason.startswith("--device"):
             return Finding("device", name, "broken", reason)

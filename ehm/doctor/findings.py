@@ -16,12 +16,13 @@ from typing import Any, Literal
 
 from ehm.backends import ascend
 from ehm.backends.common import host_memory
-from ehm.doctor.child import ask_child
+from ehm.doctor.child import LATE, ask_child
 from ehm.doctor.variables import VARIABLES
 from ehm.installation import build_install_command
 from ehm.processors import count_available_processors
 
 __all__ = [
+    "AGAIN",
     "EXTRAS",
     "Finding",
     "examine_machine",
@@ -49,20 +50,22 @@ OTHER_NAMES = {"onnxruntime": ("onnxruntime-gpu", "onnxruntime-cann", "onnxrunti
 """Packages that bring the same module."""
 
 ASK_PROVIDERS = "import json, onnxruntime; print(json.dumps(onnxruntime.get_available_providers()))"
+AGAIN = "a busy machine can be why: run ehm doctor again when it has less to do"
+"""The remedy for an answer that did not come in time."""
 ROOT = Path("/")
 """The root of the file system, in which drivers are looked up; tests have one of their own."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One row: ``ok``, ``missing`` (the command ``mend`` installs it), ``absent`` hardware, or ``broken``.
+    """One row: ``ok``, ``missing`` (the command ``mend`` installs it), ``absent`` hardware, ``broken``, or ``unknown``.
 
-    ``detail`` has the reason. ``facts`` are for scripts, as plain JSON.
+    The last is for what did not answer in time. ``detail`` has the reason. ``facts`` are for scripts, as plain JSON.
     """
 
     kind: Literal["machine", "variable", "package", "device"]
     name: str
-    state: Literal["ok", "missing", "absent", "broken"]
+    state: Literal["ok", "missing", "absent", "broken", "unknown"]
     detail: str
     mend: str = ""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -113,6 +116,8 @@ def examine_package(name: str) -> Finding:
         return Finding("package", name, "ok", installed)
     # Providers are known only to the library, whose import can fail for lack of a driver.
     providers, reason = ask_child(ASK_PROVIDERS)
+    if providers is None and reason.startswith(LATE):
+        return Finding("package", name, "unknown", f"{installed}: {reason}", AGAIN)
     if providers is None:
         return Finding("package", name, "broken", f"{installed}: {reason}", f"pip install --force-reinstall {name}")
     return Finding("package", name, "ok", f"{installed} with {', '.join(providers)}", facts={"providers": providers})

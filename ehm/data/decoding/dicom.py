@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,8 +123,9 @@ def _refuse_deflated_bomb(file: IO[bytes], name: str) -> None:
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    read_preamble(file, force=False)
-    head = read_dataset(file, False, True, stop_when=lambda tag, *_: tag.group != _HEAD_GROUP)
+    stream = cast(BinaryIO, file)
+    read_preamble(stream, force=False)
+    head = read_dataset(stream, False, True, stop_when=lambda tag, *_: tag.group != _HEAD_GROUP)
     if head.get("TransferSyntaxUID") != DeflatedExplicitVRLittleEndian:
         return
     unpacker = zlib.decompressobj(-zlib.MAX_WBITS)

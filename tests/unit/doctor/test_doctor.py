@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from importlib.metadata import version
 
@@ -94,7 +95,38 @@ def test_a_framework_that_cannot_be_imported_shows_its_reason(monkeypatch):
 def test_a_framework_that_hangs_is_a_row(monkeypatch):
     monkeypatch.setattr(child, "PATIENCE", 0.2)
     monkeypatch.setattr(devices, "ASK_DEVICE", "import time; time.sleep(60)")
-    assert row("cpu", "cpu").detail == "no answer within 0.2 seconds"
+    cpu = row("cpu", "cpu")
+    assert (cpu.state, cpu.detail) == ("unknown", "no answer within 0.2 seconds")
+    assert "a busy machine can be why" in cpu.mend
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_device_that_takes_too_long_is_not_called_broken(monkeypatch, capsys, device):
+    monkeypatch.setattr(child, "PATIENCE", 0.2)
+    monkeypatch.setattr(devices, "PATIENCE", {})
+    monkeypatch.setattr(devices, "ASK_DEVICE", "import time; time.sleep(60)")
+    monkeypatch.setattr(findings, "ASK_PROVIDERS", "import time; time.sleep(60)")
+    assert doctor(device) == 1
+    text = capsys.readouterr().out
+    assert "broken" not in text
+    assert "reinstall" not in text
+    assert text.splitlines()[-1].startswith("It is not known if cpu")
+    assert "a busy machine can be why" in text.splitlines()[-1]
+
+
+def test_what_a_child_starts_and_leaves_behind_is_not_waited_for():
+    code = """
+import json, subprocess, sys, time
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(json.dumps(left.pid), flush=True)
+time.sleep(float(sys.argv[1]))
+"""
+    pids = []
+    assert child.ask_child(code, "0", tell=pids.append) == (pids[0], "")
+    # long enough for the child to start its own, and far less than that one lives
+    assert child.ask_child(code, "600", patience=2, tell=pids.append) == (None, "no answer within 2 seconds")
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)  # which fails if it has ended, and was waited for
 
 
 def test_devices_that_start_slowly_have_more_time(monkeypatch):
