@@ -47,10 +47,10 @@ def encode_tensor(images, **request):
     return json.dumps({"inputs": [tensor], **request}).encode()
 
 
-def make_infer_body(seed=0, batch=1):
-    """Return the body of an inference request for random images."""
+def make_infer_body(seed=0, batch=1, **request):
+    """Return the body of an inference request for random images; ``request`` are further keys."""
     images, _ = picture(seed, batch)
-    return encode_tensor(images)
+    return encode_tensor(images, **request)
 
 
 def make_image_file(kind="PNG", size=(40, 30), **options):
