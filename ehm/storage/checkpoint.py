@@ -12,6 +12,7 @@ name is complete. The newest one wins; any backend resumes what any other wrote.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,6 +48,7 @@ _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _IMAGES = "images.safetensors"
 _STATE = "state.json"
+_NAME = re.compile(r"step-\d{8,}")
 _HUB_SETTINGS = ("config.json", "open_clip_config.json")
 """Files with the settings of an encoder in a folder of the Hugging Face Hub: transformers' or timm's, or OpenCLIP's."""
 
@@ -115,7 +117,7 @@ class Checkpoint:
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; the checkpoint is incomplete")
         # before anything is parsed: a truncated file could pass for one with other arrays
-        if hash_file(file) != self.metadata["sha256"][name]:
+        if hash_file(file) != self.metadata["sha256"].get(name):
             raise CheckpointError(f"{file}: does not match the SHA-256 in {_STATE}; it was altered or damaged")
         try:
             return load_file(file)
@@ -178,7 +180,7 @@ def find_value_range(path: str | Path) -> tuple[float, float] | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint of the highest step in ``folder``, or None."""
-    return max(_complete_checkpoints(folder), key=lambda path: path.name, default=None)
+    return max(_complete_checkpoints(folder), key=_read_step, default=None)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -194,8 +196,9 @@ def save_checkpoint(folder: Path, state: LearnerState, metadata: dict[str, Any],
     """
     final = checkpoint_path(folder, metadata["step"])
     with report_write_errors(final):
-        for stale in folder.glob(".step-*"):  # a run that was killed left it
-            shutil.rmtree(stale)
+        for stale in folder.glob(".step-*"):
+            if stale.is_dir():  # a run that was killed left it
+                shutil.rmtree(stale)
         # the same step is there already if a run was resumed from before it
         with replace_folder(final) as temporary:
             _write_files(temporary, state, metadata, images or {})
@@ -203,10 +206,16 @@ def save_checkpoint(folder: Path, state: LearnerState, metadata: dict[str, Any],
 
 
 def prune_checkpoints(folder: Path, keep: int, written: Path | None = None) -> None:
-    """Delete all but the newest ``keep`` checkpoints; the one just ``written`` is the newest, whatever its step."""
-    paths = sorted(folder.glob("step-*"), key=lambda path: (path == written, path.name))
+    """Delete all but the newest ``keep`` checkpoints; the one just ``written`` is the newest, whatever its step.
+
+    Of a link to a checkpoint elsewhere only the link is deleted, and what users put beside the checkpoints stays.
+    """
+    paths = sorted(_list_step_folders(folder), key=lambda path: (path == written, _read_step(path)))
     for path in paths[:-keep]:
-        shutil.rmtree(path)
+        if path.is_symlink():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
 
 
 def _write_files(folder: Path, state: LearnerState, metadata: dict[str, Any], images: Arrays) -> None:
@@ -232,7 +241,17 @@ def _write_files(folder: Path, state: LearnerState, metadata: dict[str, Any], im
 
 def _complete_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in ``folder``; a folder without the state, which is written last, is no checkpoint."""
-    return [path for path in folder.glob("step-*") if (path / _STATE).is_file()]
+    return [path for path in _list_step_folders(folder) if (path / _STATE).is_file()]
+
+
+def _list_step_folders(folder: Path) -> list[Path]:
+    """Return the folders that have the name of a checkpoint; a copy or one that was put aside has another name."""
+    return [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+
+
+def _read_step(path: Path) -> int:
+    """Return the step in the name of a checkpoint's folder."""
+    return int(path.name.removeprefix("step-"))
 
 
 def _is_part(path: Path) -> bool:
@@ -262,8 +281,8 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
     if metadata.get("format") != FORMAT:
         found = describe_value(metadata.get("format"))
         raise CheckpointError(f"{folder}: checkpoint format {found}; this version of ehm reads {FORMAT}")
-    for key in ("step", "sha256"):
-        if key not in metadata:
+    for key, kind in (("step", int), ("sha256", dict)):
+        if not isinstance(metadata.get(key), kind):
             raise CheckpointError(f"{folder / _STATE}: {key} is missing; it was altered or damaged")
     return metadata
 
@@ -273,4 +292,4 @@ def _advise_without(damaged: Path) -> str:
     others = set(_complete_checkpoints(damaged.parent)) - {damaged}
     if not others:
         return "no other checkpoint lies beside it, so start a new run with another --out"
-    return f"without {damaged}, --resume goes on from {max(others).name} beside it: move it away"
+    return f"without {damaged}, --resume goes on from {max(others, key=_read_step).name} beside it: move it away"

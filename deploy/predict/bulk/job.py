@@ -1,13 +1,12 @@
 """A bulk prediction: which images go into which Parquet file, and which of these files are already there.
 
-FOLDER/job.json             what was predicted, by what; another job may not write here
+FOLDER/_job.json            what was predicted, by what; another job may not write here
        part-000000.parquet  the predictions of one part of the images, complete or absent
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import platform
@@ -24,12 +23,22 @@ from ehm.data.sources.identity import SourceIdentity, identify_source
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest, Precision
 from ehm.errors import ConfigError, DataError
+from ehm.storage.reading import read_json
 from ehm.storage.writing import write_json
 
 __all__ = ["BulkJob", "claim_folder", "hash_names", "open_images", "reopen_images"]
 
 _JOB_FILE = "_job.json"
 """Readers of a folder of Parquet files leave out names that begin like this."""
+_BINDING = {
+    "images": "a number of images of",
+    "identity": "images of the hash",
+    "network": "the network",
+    "version": "weights of the hash",
+    "part_size": "--part-size",
+    "top": "--top",
+}
+"""The entries of _job.json that must stay as they are, and what they are called."""
 
 
 @dataclass(frozen=True)
@@ -124,24 +133,15 @@ def claim_folder(job: BulkJob, bundle: Bundle, source: Source) -> None:
     if not has_parts:
         write_json(file, found)
         return
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = read_json(file, ConfigError, "the settings of a bulk prediction")
+    if not isinstance(stored, dict):
+        raise ConfigError(f"{file}: not the settings of a bulk prediction; choose another folder, or remove it")
     for key, name in _BINDING.items():
         if stored.get(key) != found[key]:
             raise ConfigError(
                 f"--out {job.out}: holds predictions with {name} {_show(stored.get(key))}, and this is "
                 f"{_show(found[key])}; choose another folder, or remove it"
             )
-
-
-_BINDING = {
-    "images": "a number of images of",
-    "identity": "images of the hash",
-    "network": "the network",
-    "version": "weights of the hash",
-    "part_size": "--part-size",
-    "top": "--top",
-}
-"""The entries of _job.json that must stay as they are, and what they are called."""
 
 
 def _describe_job(job: BulkJob, bundle: Bundle, identity: SourceIdentity) -> Mapping[str, Any]:

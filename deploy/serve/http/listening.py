@@ -35,6 +35,8 @@ def bind_port(host: str, port: int) -> socket.socket:
         return listener
     except OSError as error:
         raise _describe_failure(host, port, error) from None
+    except UnicodeError:  # of a name with an empty part, or one of more than 63 characters
+        raise ConfigError(f"--host {host}: no name of a host; expected an address of this machine") from None
 
 
 def _bind_unused(listener: socket.socket, address: Any) -> None:

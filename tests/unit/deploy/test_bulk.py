@@ -139,6 +139,10 @@ def test_a_folder_holds_the_predictions_of_one_job(photographs, bundle, tmp_path
     (photographs / "cracked" / "0.png").rename(photographs / "cracked" / "9.png")
     with pytest.raises(ConfigError, match="holds predictions with images of the hash"):
         ehm.predict_source(photographs, bundle=bundle, **arguments)
+    for text, sentence in (("{", "not the settings of a bulk prediction: Expecting"), ("[]", "not the settings of a")):
+        (tmp_path / "out" / "_job.json").write_text(text)
+        with pytest.raises(ConfigError, match=f"_job.json: {sentence}"):
+            ehm.predict_source(photographs, bundle=bundle, **arguments)
     (tmp_path / "out" / "_job.json").unlink()
     with pytest.raises(ConfigError, match="holds Parquet files of something else"):
         ehm.predict_source(photographs, bundle=bundle, **arguments)

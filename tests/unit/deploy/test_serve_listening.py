@@ -24,6 +24,12 @@ def test_a_port_belongs_to_one_server_from_the_start():
                 bind_port("127.0.0.1", port)
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64])
+def test_a_host_that_is_no_name_is_one_sentence(host):
+    with pytest.raises(ConfigError, match=f"--host {host}: no name of a host"):
+        bind_port(host, 0)
+
+
 def serve_once(listener):
     """Answer one client and close first, which keeps the port for a minute (TIME_WAIT)."""
     port = listener.getsockname()[1]

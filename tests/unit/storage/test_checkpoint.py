@@ -67,6 +67,23 @@ def test_the_one_just_written_is_kept_whatever_its_step(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
 
 
+def test_what_users_put_beside_checkpoints_is_neither_deleted_nor_gone_on_from(tmp_path):
+    folder = tmp_path / "checkpoints"
+    for step in (1, 2, 3):
+        save(folder, step)
+    (folder / "step-00000003").rename(folder / "step-00000003-damaged")  # as a message of --resume advises
+    (folder / "step-00000001").rename(tmp_path / "elsewhere")
+    (folder / "step-00000001").symlink_to(tmp_path / "elsewhere")
+    (folder / "step-00000001.tar").touch()
+    (folder / ".step-notes").touch()
+    assert newest_checkpoint(folder).name == "step-00000002"
+    save(folder, 4)
+    prune_checkpoints(folder, 2)
+    found = {path.name for path in folder.iterdir()}
+    assert found == {".step-notes", "step-00000001.tar", "step-00000002", "step-00000003-damaged", "step-00000004"}
+    assert (tmp_path / "elsewhere" / "state.json").is_file()
+
+
 def test_a_damaged_checkpoint_names_the_one_to_go_on_from(tmp_path):
     earlier, path = save(tmp_path, 3), save(tmp_path, 7)
     (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:-9])
@@ -115,4 +132,13 @@ def test_another_format_is_refused(tmp_path):
         open_to_resume(path)
     (path / "state.json").write_text("{")
     with pytest.raises(CheckpointError, match="not a checkpoint's state: Expecting property name"):
+        open_to_resume(path)
+
+
+@pytest.mark.parametrize("changes", [{"step": "one"}, {"sha256": []}, {"sha256": {}}])
+def test_an_altered_state_is_one_sentence(tmp_path, changes):
+    path = save(tmp_path, 1)
+    meta = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(meta | changes))
+    with pytest.raises(CheckpointError, match="it was altered or damaged"):
         open_to_resume(path)
