@@ -25,7 +25,7 @@ from ehm.console import PlainConsole, console
 from ehm.data.channel_images import round_to_type
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest, Preprocessing
-from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
+from ehm.deploy.bundle.preprocessing import create_eval_transform, normalise_pixels
 from ehm.deploy.predict.handler import Outputs
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import installed_devices
@@ -219,7 +219,7 @@ def _prepare_inputs(reference: Predictor, pictures: Sequence[Any]) -> _Inputs:
     if rule.in_graph and rule.pixels.is_rgb:
         # images of one batch have one size
         pictures = [picture.resize(pictures[0].size) for picture in pictures]
-    transform = eval_transform(rule)
+    transform = create_eval_transform(rule)
     pixels = np.stack([transform(picture) for picture in pictures])
     # in the form of the bundle itself, which may do all of the above in its graph
     own = np.stack([reference.handler.prepare_sample(reference, picture) for picture in pictures])

@@ -5,7 +5,7 @@ import onnx
 from mean_colours import HOSTILE
 from onnx import TensorProto, helper, numpy_helper
 
-from ehm.data.transforms import EvalTransform
+from ehm.data.eval_transform import EvalTransform
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.staging import stage_bundle

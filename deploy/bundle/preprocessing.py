@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from ehm.config.inputs import CropMode, InputSpec
 from ehm.data.decoding.depth import ValueRange
-from ehm.data.transforms import EvalTransform
+from ehm.data.eval_transform import EvalTransform
 from ehm.deploy.bundle.manifest import Preprocessing
 
-__all__ = ["describe_preprocessing", "eval_transform", "normalise_pixels", "seen_region"]
+__all__ = ["create_eval_transform", "describe_preprocessing", "find_seen_region", "normalise_pixels"]
 
 _RESIZES: dict[CropMode, str] = {"center": "cover", "squash": "squash", "border": "fit"}
 """The manifest's word for each of timm's."""
@@ -51,7 +51,7 @@ def describe_preprocessing(
     )
 
 
-def eval_transform(preprocessing: Preprocessing) -> EvalTransform:
+def create_eval_transform(preprocessing: Preprocessing) -> EvalTransform:
     """Return the transform from an image to the pixels (H, W, C) that a manifest describes."""
     return EvalTransform(
         preprocessing.image_size,
@@ -75,14 +75,14 @@ def normalise_pixels(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDAr
     return normalised
 
 
-def seen_region(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
+def find_seen_region(width: int, height: int, preprocessing: Preprocessing) -> tuple[float, float, float, float]:
     """Return the part of an image that a network sees: left, top, width and height, in the image's pixels."""
-    transform = eval_transform(preprocessing)
-    part_left, part_top, part_right, part_bottom = transform.part(width, height)
+    transform = create_eval_transform(preprocessing)
+    part_left, part_top, part_right, part_bottom = transform.find_part(width, height)
     part_width = part_right - part_left
     part_height = part_bottom - part_top
     # the crop is cut from the resized part, so it is scaled back
-    (resized_width, resized_height), (left, top) = transform.layout(part_width, part_height)
+    (resized_width, resized_height), (left, top) = transform.find_layout(part_width, part_height)
     across = part_width / resized_width
     down = part_height / resized_height
     crop_height, crop_width = transform.image_size

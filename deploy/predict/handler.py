@@ -19,7 +19,7 @@ from PIL import Image
 
 from ehm.data.decoding.depth import count_missing
 from ehm.deploy.bundle.manifest import COMPARED_OUTPUTS, Manifest
-from ehm.deploy.bundle.preprocessing import seen_region
+from ehm.deploy.bundle.preprocessing import find_seen_region
 from ehm.deploy.predict.comparison import Comparison, row_cosines
 from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.preparation import describe_preparation, preparation_code
@@ -107,7 +107,7 @@ class Handler(ABC):
 
     def find_seen_region(self, width: int, height: int) -> tuple[float, float, float, float]:
         """Return the part of an image that the network sees: left, top, width and height in the image's pixels."""
-        return seen_region(width, height, self.manifest.preprocessing)
+        return find_seen_region(width, height, self.manifest.preprocessing)
 
     def prepare_sample(self, predictor: Predictor, image: Image.Image) -> NDArray[Any]:
         """Return one input made of an image, on which networks are calibrated, compared and timed."""

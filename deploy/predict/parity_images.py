@@ -14,7 +14,7 @@ from PIL import Image
 
 from ehm.data.channel_images import round_to_type
 from ehm.deploy.bundle.manifest import Preprocessing
-from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
+from ehm.deploy.bundle.preprocessing import create_eval_transform, normalise_pixels
 
 __all__ = ["BATCHES", "ImageKind", "draw_images", "make_inputs"]
 
@@ -62,7 +62,7 @@ def make_inputs(preprocessing: Preprocessing) -> Iterator[tuple[ImageKind, NDArr
 
 def _crop_and_normalise(pixels: NDArray[Any], preprocessing: Preprocessing) -> NDArray[np.float32]:
     """Turn pixels (B, H, W, C) into what a framework gets of them: normalised (B, C, *image_size)."""
-    transform = eval_transform(preprocessing)
+    transform = create_eval_transform(preprocessing)
     is_rgb = preprocessing.pixels.is_rgb
     cropped = np.stack([transform(Image.fromarray(image) if is_rgb else image) for image in pixels])
     return normalise_pixels(cropped, preprocessing)

@@ -14,7 +14,7 @@ from ehm.data.decoding.channels import read_channels
 from ehm.data.decoding.decode import decode_image
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Precision
-from ehm.deploy.bundle.preprocessing import eval_transform, normalise_pixels
+from ehm.deploy.bundle.preprocessing import create_eval_transform, normalise_pixels
 from ehm.deploy.predict.offline_parity import names_offline_model
 from ehm.deploy.predict.registry import create_handler
 from ehm.deploy.predict.sessions import open_network
@@ -41,7 +41,7 @@ class Predictor:
         # several threads may run one session
         self._session = open_network(self.bundle, device, precision, threads)
         self.provider: str = self._session.get_providers()[0]
-        self._transform = eval_transform(self.manifest.preprocessing)
+        self._transform = create_eval_transform(self.manifest.preprocessing)
 
     @property
     def version(self) -> str:

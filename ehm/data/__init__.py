@@ -8,11 +8,13 @@ with Loader(source, transform, batch_size=256, seed=0, shuffle=True, drop_last=T
 
 from ehm.data.augment import RandAugment, RandomErasing
 from ehm.data.decoding.decode import decode_image
+from ehm.data.eval_transform import EvalTransform
 from ehm.data.folds import stratified_folds
 from ehm.data.loader import Batch, Loader
 from ehm.data.sources.base import Source, Split
 from ehm.data.sources.layouts import open_source
-from ehm.data.transforms import EvalTransform, TrainTransform, Transform
+from ehm.data.train_transform import TrainTransform
+from ehm.data.transforms import Transform
 
 __all__ = [
     "Batch",

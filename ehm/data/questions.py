@@ -65,7 +65,7 @@ class QuestionSource(Source, Protocol):
     """A source of images in which an index is that of a question; it has neither labels nor classes.
 
     Several questions may share an image. ``load`` reads the image of a question; where :meth:`may_flip` is False it
-    carries the mark that keeps :class:`ehm.data.transforms.TrainTransform` from mirroring it.
+    carries the mark that keeps :class:`ehm.data.train_transform.TrainTransform` from mirroring it.
     """
 
     def question(self, index: int) -> Question:

@@ -21,7 +21,7 @@ from ehm.config import DataConfig, FinetuneConfig, ModelSource, ProbeConfig, Ret
 from ehm.config.inputs import InputSpec
 from ehm.data import EvalTransform
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.bundle.preprocessing import describe_preprocessing, seen_region
+from ehm.deploy.bundle.preprocessing import describe_preprocessing, find_seen_region
 from ehm.deploy.export import export
 from ehm.deploy.export.graphs.preprocessing import take_bytes
 from ehm.deploy.predict.command import predict
@@ -117,11 +117,11 @@ def test_a_bundle_its_card_and_the_guide_feed_as_timm_does(spec, tmp_path, capsy
 
 def test_the_region_that_a_page_shows_is_what_the_model_sees():
     rule = describe_preprocessing((64, 64), InputSpec(crop_pct=1.0, crop_mode="squash"))
-    assert seen_region(200, 100, rule) == (0, 0, 200, 100)
+    assert find_seen_region(200, 100, rule) == (0, 0, 200, 100)
     rule = describe_preprocessing((64, 64), InputSpec(crop_pct=1.0, crop_mode="border"))
-    assert seen_region(200, 100, rule) == (0, -50, 200, 200)
+    assert find_seen_region(200, 100, rule) == (0, -50, 200, 200)
     rule = describe_preprocessing((64, 64), InputSpec(crop_pct=1.0))
-    assert seen_region(200, 100, rule) == (50, 0, 100, 100)
+    assert find_seen_region(200, 100, rule) == (50, 0, 100, 100)
 
 
 @torch.inference_mode()

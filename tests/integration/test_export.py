@@ -17,7 +17,7 @@ from checkpoints import LABELS, MEAN, STD, classifier, pretrained, timm_vit
 from PIL import Image
 from torchvision import transforms
 
-from ehm.data.transforms import EvalTransform
+from ehm.data.eval_transform import EvalTransform
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.export import export
 from ehm.deploy.predict.command import predict

@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 from torchvision import transforms
 
-from ehm.data.transforms import EvalTransform
+from ehm.data.eval_transform import EvalTransform
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.export import export

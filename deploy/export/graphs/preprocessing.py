@@ -1,4 +1,4 @@
-"""Preprocessing as the first nodes of a graph: bytes of any size in, as :class:`ehm.data.transforms.EvalTransform`.
+"""Preprocessing as the first nodes of a graph: bytes of any size in, as :class:`ehm.data.eval_transform.EvalTransform`.
 
 Shapes: B images; H x W pixels before, h x w after the resize, ``image_size`` behind the crop.
 """
@@ -100,7 +100,7 @@ class _PixelGraph(Nodes):
     def _nearest_size(self, planes: str) -> str:
         """Add (h, w) that just covers or fits, proportions kept, rounded to the nearest number of pixels, at least one.
 
-        In float64, by the operations of :class:`ehm.data.transforms.EvalTransform`, so that halves are rounded alike.
+        In float64, by the operations of :class:`ehm.data.eval_transform.EvalTransform`: halves are rounded alike.
         """
         size = self.add_node("Shape", [planes], "pixels/size", start=2)
         sides = self.add_node("Cast", [size], "pixels/sides", to=TensorProto.DOUBLE)

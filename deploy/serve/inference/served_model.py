@@ -10,7 +10,7 @@ import numpy as np
 
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import Manifest
-from ehm.deploy.bundle.preprocessing import eval_transform
+from ehm.deploy.bundle.preprocessing import create_eval_transform
 from ehm.deploy.predict.handler import HandlerT
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.predict.runtime import PROVIDERS
@@ -91,9 +91,9 @@ class ServedModel:
 
     def _count_resized_pixels(self, height: int, width: int) -> int:
         """Return the pixels of an image as sent or as resized, whichever are more."""
-        transform = eval_transform(self.manifest.preprocessing)
-        left, top, right, bottom = transform.part(width, height)
-        (resized_width, resized_height), _ = transform.layout(right - left, bottom - top)
+        transform = create_eval_transform(self.manifest.preprocessing)
+        left, top, right, bottom = transform.find_part(width, height)
+        (resized_width, resized_height), _ = transform.find_layout(right - left, bottom - top)
         return max(height * width, resized_height * resized_width)
 
 

@@ -58,9 +58,9 @@ class EnlargeTransform:
 
     def _enlarge(self, image: Image.Image) -> Image.Image:
         """Crop and resize the region in one step, so that it is resized only once; padding has the fill colour."""
-        image = self.transform.shorten(image)
+        image = self.transform.cut_long_image(image)
         height, width = self.transform.image_size
-        (resized_width, resized_height), (left, top) = self.transform.layout(*image.size)
+        (resized_width, resized_height), (left, top) = self.transform.find_layout(*image.size)
 
         # the part of the crop inside the resized image: first in pixels of that, then as a box in the original image
         first_x = max(left, 0)

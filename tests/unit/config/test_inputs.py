@@ -9,9 +9,9 @@ from skimage import data
 from timm.data import create_transform, resolve_data_config
 
 from ehm.config.inputs import InputSpec, differing_inputs
-from ehm.data.transforms import EvalTransform
+from ehm.data.eval_transform import EvalTransform
 from ehm.deploy.bundle.manifest import Preprocessing
-from ehm.deploy.bundle.preprocessing import describe_preprocessing, eval_transform
+from ehm.deploy.bundle.preprocessing import create_eval_transform, describe_preprocessing
 
 MEAN, STD = (0.481, 0.458, 0.408), (0.269, 0.261, 0.276)
 SIZES = [(224, 224), (48, 64), (160, 80)]
@@ -45,7 +45,7 @@ def test_pixels_are_timms(crop_mode, interpolation, crop_pct, photographs):
     for size in SIZES:
         transform = EvalTransform.from_spec(size, spec)
         stored = describe_preprocessing(size, spec).model_dump(mode="json")
-        replayed = eval_transform(Preprocessing.model_validate(stored))
+        replayed = create_eval_transform(Preprocessing.model_validate(stored))
         assert replayed == transform
         for photograph in photographs:
             expected = timms_pixels(photograph, size, **options)
@@ -81,7 +81,7 @@ def test_weights_that_say_nothing_are_measured_as_mae_does():
         assert transform == EvalTransform(size, EvalTransform(size).cover)
         old = {"image_size": size, "cover": transform.cover, "mean": MEAN, "std": STD}
         old |= {"resize": "cover", "crop": "centre", "interpolation": "bicubic", "colour": "RGB"}
-        assert eval_transform(Preprocessing.model_validate(old)) == transform
+        assert create_eval_transform(Preprocessing.model_validate(old)) == transform
     assert EvalTransform((224, 224)).cover == (256, 256)
     assert EvalTransform((240, 256)).cover == (240, 256)
 

@@ -12,7 +12,7 @@ from torchvision.transforms import functional as tv
 
 from ehm.data import TrainTransform
 from ehm.data.augment import jitter_colors
-from ehm.data.transforms import draw_resized_crop
+from ehm.data.train_transform import draw_resized_crop
 
 ADJUST = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation)
 

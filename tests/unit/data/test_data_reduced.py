@@ -11,7 +11,7 @@ from sklearn.datasets import load_sample_images
 
 from ehm.config.inputs import InputSpec
 from ehm.data.decoding.decode import decode_image
-from ehm.data.transforms import EvalTransform
+from ehm.data.eval_transform import EvalTransform
 
 ON_AVERAGE = 0.75
 WORST = 8

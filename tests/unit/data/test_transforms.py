@@ -11,7 +11,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Rando
 from torchvision.transforms import functional as tv
 
 from ehm.data import EvalTransform, TrainTransform
-from ehm.data.transforms import draw_resized_crop
+from ehm.data.train_transform import draw_resized_crop
 from ehm.errors import ConfigError
 
 sides = st.integers(1, 90)

@@ -15,7 +15,7 @@ from mean_colours import OUTPUTS, index_of, multi_head
 from PIL import Image
 
 from ehm import masking
-from ehm.deploy.bundle.preprocessing import seen_region
+from ehm.deploy.bundle.preprocessing import find_seen_region
 from ehm.deploy.predict.predictor import Predictor
 from ehm.deploy.serve.http.app import create_app
 from ehm.deploy.serve.inference.service import Service
@@ -179,7 +179,7 @@ def test_the_region_is_what_the_model_sees(multi, width, height):
     ramp[..., 1] = np.linspace(0, 255, height)[:, None]
     image = Image.fromarray(ramp)
     predictor = Predictor(multi)
-    left, top, wide, high = seen_region(width, height, predictor.manifest.preprocessing)
+    left, top, wide, high = find_seen_region(width, height, predictor.manifest.preprocessing)
     assert left >= 0
     assert top >= 0
     assert left + wide <= width + 1e-6
