@@ -17,7 +17,8 @@ from ehm.models.resample import resample_arrays
 from ehm.models.shapes import resize_spec
 from ehm.models.tables import spread_table
 from ehm.models.weights import Weights
-from ehm.storage.arrays import Arrays, drop_names, find_mismatches, join_some
+from ehm.storage.arrays import Arrays, drop_names, find_mismatches
+from ehm.storage.reading import join_some
 
 __all__ = ["fit_arrays", "keep_encoder", "resize_weights", "select_arrays", "select_but_fresh"]
 

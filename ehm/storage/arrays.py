@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.errors import CheckpointError
+from ehm.storage.reading import join_some
 
 __all__ = [
     "Arrays",
@@ -19,7 +20,6 @@ __all__ = [
     "drop_names",
     "find_mismatches",
     "join_average",
-    "join_some",
     "split_average",
     "take_prefix",
     "to_float32",
@@ -30,8 +30,6 @@ Arrays = dict[str, NDArray[Any]]
 """Plain arrays by name. Parameter names are timm's (``blocks.0.attn.qkv.weight``) on every backend."""
 _AVERAGE = "ema/"
 """Before the names of a moving average, which lies among the optimiser's arrays."""
-_SHOWN = 3
-"""Most problems that an error message lists."""
 
 
 @dataclass
@@ -61,15 +59,6 @@ def find_mismatches(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> li
         elif arrays[name].shape != tuple(shape):
             misshapen.append(f"{name} is {arrays[name].shape}, not {tuple(shape)}")
     return missing + misshapen
-
-
-def join_some(problems: list[str]) -> str:
-    """Join the first three ``problems``, and say how many more there are."""
-    joined = "; ".join(problems[:_SHOWN])
-    # another network than that of the weights has hundreds of them, and the first ones tell which it is
-    if len(problems) > _SHOWN:
-        joined += f" and {len(problems) - _SHOWN} more"
-    return joined
 
 
 def drop_names(entries: Mapping[str, T], names: Container[str]) -> dict[str, T]:

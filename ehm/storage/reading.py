@@ -11,10 +11,12 @@ from typing import Any
 
 from ehm.errors import DataError, EhmError
 
-__all__ = ["describe_value", "hash_file", "parse_json", "read_json", "read_rows", "read_text", "shorten"]
+__all__ = ["describe_value", "hash_file", "join_some", "parse_json", "read_json", "read_rows", "read_text", "shorten"]
 
 _LIMIT = 120
 """Most characters of a value, or of a library's message, that are shown."""
+_SHOWN = 3
+"""Most problems that an error message lists."""
 
 
 def shorten(text: str, limit: int = _LIMIT) -> str:
@@ -33,6 +35,15 @@ def describe_value(value: Any, limit: int = _LIMIT) -> str:
     except (ValueError, RecursionError):  # an integer of more than 4,300 digits; lists in lists without end
         text = f"a value of type {type(value).__name__} that is too long to print"
     return shorten(text, limit)
+
+
+def join_some(problems: Sequence[str]) -> str:
+    """Join the first three ``problems``, and say how many more there are."""
+    joined = "; ".join(problems[:_SHOWN])
+    # a file that is another one than it should be has hundreds of them, and the first ones tell which it is
+    if len(problems) > _SHOWN:
+        joined += f" and {len(problems) - _SHOWN} more"
+    return joined
 
 
 def read_text(file: Path, error: type[EhmError] = DataError, what: str = "a text") -> str:

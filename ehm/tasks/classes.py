@@ -92,7 +92,7 @@ def count_objects(train: Subset[CocoSource], config: SourceConfig) -> tuple[str,
     source = train.source
     counts = np.zeros(len(source.classes), np.int64)
     for index in train.indices.tolist():
-        for row in source.trainable_objects(index):  # without crowds and boxes without area
+        for row in source.list_trainable_objects(index):  # without crowds and boxes without area
             counts[source.numbers[row["category_id"]]] += 1
     _require_every_class(source.classes, counts, "object", train, config)
     return _describe_all("objects of each class to train on", source.classes, counts)

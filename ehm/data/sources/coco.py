@@ -8,12 +8,9 @@ Shapes: an image of H x W pixels has n objects.
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -34,22 +31,17 @@ from ehm.data.decoding.orientation import (
 )
 from ehm.data.instances import Instances
 from ehm.data.sources.base import Split
+from ehm.data.sources.coco_checks import check_images_and_categories, find_problems, is_known
 from ehm.data.sources.coco_layouts import find_annotations
+from ehm.data.sources.coco_shapes import Annotation, clip_box, decode_mask, import_mask_tools, read_size, turn_object
 from ehm.data.sources.image_files import image_files
 from ehm.data.sources.inventory import Unused, describe_layout
 from ehm.data.threads import in_threads
 from ehm.errors import BrokenImage, DataError
-from ehm.installation import build_install_command
 from ehm.storage.names import escape_undecodable
-from ehm.storage.reading import describe_value, read_json, shorten
+from ehm.storage.reading import describe_value, join_some, read_json, shorten
 
-__all__ = ["CocoSource", "mask_tools", "open_coco", "read_annotations", "read_coco"]
-
-Annotation = Mapping[str, Any]
-"""An object as in the file: ``bbox`` (left, top, width, height), ``category_id``, ``segmentation``, ``iscrowd``."""
-_SHOWN = 3
-"""Number of problems that an error names."""
-_LARGEST_SIDE = 2**31
+__all__ = ["CocoSource", "open_coco", "read_annotations", "read_coco"]
 
 
 @dataclass(frozen=True)
@@ -86,52 +78,51 @@ class CocoSource:
         """Return the path of the file."""
         return os.path.join(self.root, self.images[index]["file_name"])
 
-    def trainable_objects(self, index: int) -> list[Annotation]:
+    def list_trainable_objects(self, index: int) -> list[Annotation]:
         """Return the objects of an image that a detector learns: those with an area inside it, and no crowds."""
-        size = _size_of(self.images[index])
+        size = read_size(self.images[index])
         return [
-            each for each in self.annotations[index] if not each.get("iscrowd") and _clip_box(each, size) is not None
+            each for each in self.annotations[index] if not each.get("iscrowd") and clip_box(each, size) is not None
         ]
 
     def load(self, index: int) -> tuple[NDArray[np.uint8], Instances]:
         """Read the image (H, W, 3) as it is seen and its trainable objects, boxes cut at its borders; BrokenImage."""
-        height, width = _size_of(self.images[index])
+        height, width = read_size(self.images[index])
         image = np.array(decode_image(self.name(index), value_range=self.value_range))
-        orientation = self._orientation(index)
-        objects = self.trainable_objects(index)
+        orientation = self._find_orientation(index)
+        objects = self.list_trainable_objects(index)
         # a shape also without objects
-        boxes = np.array([_clip_box(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
+        boxes = np.array([clip_box(each, (height, width)) for each in objects], np.float32).reshape(-1, 4)
         boxes = turn_boxes(boxes, (width, height), orientation)
         labels = np.array([self.numbers[each["category_id"]] for each in objects], np.int64)
         if not self.masks:
             return image, Instances(boxes, labels)
-        masks = np.zeros(
-            (len(objects), *image.shape[:2]), bool
-        )  # filled one by one: a list would take twice the memory
+        # filled one by one: a list would take twice the memory
+        masks = np.zeros((len(objects), *image.shape[:2]), bool)
         for mask, each in zip(masks, objects, strict=True):
-            mask[:] = turn_array(_decode_mask(each["segmentation"], height, width), orientation)
+            mask[:] = turn_array(decode_mask(each["segmentation"], height, width), orientation)
         return image, Instances(boxes, labels, masks)
 
-    def upright_annotations(self, index: int) -> tuple[Annotation, list[Annotation]]:
+    def turn_annotations(self, index: int) -> tuple[Annotation, list[Annotation]]:
         """Return the record of an image and its objects, in the pixels of the image as it is seen.
 
         Masks of an image that is turned become run-length codes. Raises BrokenImage if it cannot be read.
         """
         record = self.images[index]
         objects = self.annotations[index]
-        orientation = self._orientation(index)
+        orientation = self._find_orientation(index)
         if orientation == 1:
             return record, list(objects)
-        height, width = _size_of(record)
+        height, width = read_size(record)
         seen_width, seen_height = seen_size((width, height), orientation)
         turned = []
         for each in objects:
-            turned.append(_turn_object(each, (height, width), orientation))
+            turned.append(turn_object(each, (height, width), orientation))
         return {**record, "width": seen_width, "height": seen_height}, turned
 
-    def _orientation(self, index: int) -> int:
+    def _find_orientation(self, index: int) -> int:
         """Return the orientation that an image's objects are turned by; BrokenImage if their sizes do not fit."""
-        height, width = _size_of(self.images[index])
+        height, width = read_size(self.images[index])
         sized = Sized(self.name(index), read_head(self.name(index)), (width, height))
         readings = sized.fitting_readings
         if self.annotated in readings:
@@ -177,19 +168,9 @@ def read_coco(source: str, split: Split, masks: bool = True, layout: str = "auto
     return replace(opened, notes=tuple(notes))
 
 
-def mask_tools() -> Any:
-    """Import the functions of pycocotools.mask for run-length codes; raises DataError if they are not installed."""
-    try:
-        return import_module("faster_coco_eval.core.mask")
-    except ImportError:
-        raise DataError(
-            f"COCO's masks are read by faster-coco-eval; {build_install_command('tasks')} installs it"
-        ) from None
-
-
 def read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> CocoSource:
     """Read the annotations in ``file`` of the images in ``folder``; raises DataError as :func:`read_coco` does."""
-    mask_tools()  # an absent package is reported before a large file is read
+    import_mask_tools()  # an absent package is reported before a large file is read
     if not folder.is_dir():
         raise DataError(f"{file}: its images should lie in {folder}, and there is no such folder")
     content = read_json(file, what="annotations in COCO's format")
@@ -200,15 +181,15 @@ def read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> Coc
         for index, image in enumerate(images):
             places[image["id"]] = index
             names.append(os.fspath(image["file_name"]))
-        sizes = list(map(_size_of, images))
-        categories = sorted(map(itemgetter("id", "name"), content["categories"]))
+        sizes = list(map(read_size, images))
+        categories = sorted((each["id"], os.fspath(each["name"])) for each in content["categories"])
         objects: list[Annotation] = list(map(dict, content["annotations"]))
     except KeyError as error:
         raise DataError(f"{file}: not annotations in COCO's format: {error} is missing") from None
     except (ValueError, TypeError, OverflowError) as error:
         reason = f"a value is of the wrong kind ({shorten(str(error))})"
         raise DataError(f"{file}: not annotations in COCO's format: {reason}") from None
-    _check_images_and_categories(file, images, names, sizes, categories)
+    check_images_and_categories(file, images, names, sizes, categories)
     # ids of categories have gaps, classes have none
     ids, class_names = zip(*categories, strict=True)
     numbers = dict(zip(ids, range(len(ids)), strict=True))
@@ -217,136 +198,28 @@ def read_annotations(file: Path, folder: Path, split: Split, masks: bool) -> Coc
     unusable = []
     for number, each in enumerate(objects):
         about = f"annotation {shorten(str(each.get('id', f'number {number}')))}"
-        if not _is_key(each.get("image_id"), places):
+        if not is_known(each.get("image_id"), places):
             problems.append(f"{about}: no image has the id {describe_value(each.get('image_id'))}")
             continue
         index = places[each["image_id"]]
         about = f"{about} of {names[index]}"
-        for problem in _find_problems(each, numbers, sizes[index], masks):
+        for problem in find_problems(each, numbers, sizes[index], masks):
             problems.append(f"{about}: {problem}")
         # a box with a problem may have no numbers to clip
-        if not problems and _clip_box(each, sizes[index]) is None:
+        if not problems and clip_box(each, sizes[index]) is None:
             height, width = sizes[index]
             unusable.append(f"{about}: its box {each['bbox']} has no area inside {width} x {height} pixels")
         by_image[index].append(each)
     if problems:
-        raise DataError(f"{file}: {_join_first(problems)}")
+        raise DataError(f"{file}: {join_some(problems)}")
     classes = tuple(map(escape_undecodable, class_names))
     return CocoSource(folder, images, tuple(map(tuple, by_image)), classes, numbers, split, tuple(unusable), masks)
 
 
-def _check_images_and_categories(
-    file: Path,
-    images: Sequence[Mapping[str, Any]],
-    names: Sequence[str],
-    sizes: Sequence[tuple[int, int]],
-    categories: Sequence[tuple[Any, str]],
-) -> None:
-    """Raise DataError if there are no images or no categories, if one occurs twice, or if an image has no size."""
-    if not images or not categories:
-        raise DataError(f"{file}: names no {'images' if not images else 'categories'}")
-    for name, size in zip(names, sizes, strict=True):
-        if not all(1 <= side < _LARGEST_SIDE for side in size):
-            raise DataError(f"{file}: image {name}: height and width should be 1 at least, and below 2^31")
-    for what, keys in (
-        ("two images have the id", map(itemgetter("id"), images)),
-        ("two categories have the id", map(itemgetter(0), categories)),
-        ("two categories have the name", map(itemgetter(1), categories)),
-    ):
-        for key, count in Counter(keys).items():
-            if count > 1:
-                raise DataError(f"{file}: {what} {shorten(str(key))}")
-
-
-def _find_problems(each: Annotation, numbers: Mapping[int, int], size: tuple[int, int], masks: bool) -> Iterator[str]:
-    """Yield the problems that make an object useless, each with what would be right."""
-    if not _is_key(each.get("category_id"), numbers):
-        yield f"no category has the id {describe_value(each.get('category_id'))}"
-    box = each.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_coordinate, box)):
-        yield f"bbox should be [left, top, width, height], not {describe_value(box)}"
-    if not masks:
-        return
-    shape = each.get("segmentation")
-    if not shape:
-        yield "has no segmentation; masks=false trains on boxes alone"
-    elif isinstance(shape, list):
-        if not all(map(_is_polygon, shape)):
-            yield "segmentation: a polygon should be a list of x, y, x, y, … of three points at least"
-    elif not isinstance(shape, dict) or shape.get("size") != list(size) or "counts" not in shape:
-        yield f"segmentation should be polygons, or a run-length code with counts and the size {list(size)}"
-    else:
-        try:
-            _decode_mask(shape, *size)
-        except (ValueError, TypeError, RuntimeError):
-            yield f"segmentation: its counts are no run-length code of {size[0]} x {size[1]} pixels"
-
-
 def _read_sized(source: CocoSource, index: int) -> Sized | None:
     """Return the head of an image and the size that its annotations are for; None if it cannot be read."""
-    height, width = _size_of(source.images[index])
+    height, width = read_size(source.images[index])
     try:
         return Sized(source.name(index), read_head(source.name(index)), (width, height))
     except BrokenImage:
         return None
-
-
-def _turn_object(each: Annotation, size: tuple[int, int], orientation: int) -> Annotation:
-    """Return an object of a stored image of ``size`` (height, width) as it is seen; its mask as a run-length code."""
-    height, width = size
-    left, top, across, down = each["bbox"]
-    box = np.array([[left, top, left + across, top + down]], np.float64)
-    left, top, right, bottom = turn_boxes(box, (width, height), orientation)[0].tolist()
-    turned = {**each, "bbox": [left, top, right - left, bottom - top]}
-    if each.get("segmentation"):
-        mask = turn_array(_decode_mask(each["segmentation"], height, width), orientation)
-        turned["segmentation"] = mask_tools().encode(np.asfortranarray(mask, dtype=np.uint8))
-    return turned
-
-
-def _is_key(value: Any, known: Mapping[Any, int]) -> bool:
-    return isinstance(value, int | str) and value in known
-
-
-def _is_polygon(ring: Any) -> bool:
-    return isinstance(ring, list) and len(ring) >= 6 and len(ring) % 2 == 0 and all(map(_is_coordinate, ring))
-
-
-def _is_coordinate(value: Any) -> bool:
-    """Return whether ``value`` is a number of pixels that pycocotools takes."""
-    return type(value) in (int, float) and abs(value) < _LARGEST_SIDE
-
-
-def _join_first(problems: Sequence[str]) -> str:
-    joined = "; ".join(problems[:_SHOWN])
-    if len(problems) > _SHOWN:
-        joined += f"; and {len(problems) - _SHOWN} more like these"
-    return joined
-
-
-def _size_of(image: Mapping[str, Any]) -> tuple[int, int]:
-    """Return the height and width of an image's record."""
-    return int(image["height"]), int(image["width"])
-
-
-def _clip_box(each: Annotation, size: tuple[int, int]) -> NDArray[np.float32] | None:
-    """Clip a box to an image of ``size`` = (height, width): left, top, right, bottom; None if nothing is inside."""
-    left, top, width, height = each["bbox"]
-    box = np.array([left, top, left + width, top + height], np.float32)
-    box = box.clip(0, np.array([size[1], size[0], size[1], size[0]], np.float32))
-    if box[2] > box[0] and box[3] > box[1]:
-        return box
-    return None
-
-
-def _decode_mask(segmentation: Any, height: int, width: int) -> NDArray[np.bool_]:
-    """Paint polygons, or a run-length code, as pycocotools does: (H, W)."""
-    tools = mask_tools()
-    if isinstance(segmentation, list):
-        code = tools.merge(tools.frPyObjects(segmentation, height, width))
-    elif isinstance(segmentation["counts"], list):
-        code = tools.frPyObjects(segmentation, height, width)
-    else:
-        code = segmentation
-    mask: NDArray[np.bool_] = tools.decode(code).astype(bool)
-    return mask

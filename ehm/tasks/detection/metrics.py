@@ -20,7 +20,7 @@ from rich.table import Table
 
 from ehm.console import console
 from ehm.data.instances import Detections
-from ehm.data.sources.coco import mask_tools
+from ehm.data.sources.coco_shapes import import_mask_tools
 from ehm.report.run_card import FiguresCard
 from ehm.tasks.class_table import make_class_table
 
@@ -109,7 +109,7 @@ def encode_detections(image_id: int, found: Detections) -> list[Row]:
         rows.append({"image_id": image_id, "category_id": label, "bbox": box, "score": score})
     if found.masks is not None and rows:
         # pycocotools takes masks as (H, W, n) in column-major order
-        codes = mask_tools().encode(np.asfortranarray(found.masks.transpose(1, 2, 0), dtype=np.uint8))
+        codes = import_mask_tools().encode(np.asfortranarray(found.masks.transpose(1, 2, 0), dtype=np.uint8))
         for row, code in zip(rows, codes, strict=True):
             row["segmentation"] = code
     return rows
@@ -174,7 +174,7 @@ def _compute_area(row: Row, size: tuple[int, int]) -> float:
     segmentation = row.get("segmentation")
     if not segmentation:
         return float(row["bbox"][2] * row["bbox"][3])
-    tools = mask_tools()
+    tools = import_mask_tools()
     # COCO's three forms: polygons, run lengths as a list, and run lengths packed in text
     if isinstance(segmentation, list):
         segmentation = tools.merge(tools.frPyObjects(segmentation, *size))

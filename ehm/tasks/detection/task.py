@@ -75,7 +75,7 @@ class Detection(Task[DetectionConfig, DetectionReport]):
         # images without objects are not trained on, but measured, because detections in them are false
         trainable = np.zeros(len(source), bool)
         for index in range(len(source)):
-            trainable[index] = bool(source.trainable_objects(index))
+            trainable[index] = bool(source.list_trainable_objects(index))
         if not trainable.any():
             raise DataError(f"data.source {name}: none of its {len(source)} images has an object to learn from")
         if source.split == "train":
@@ -138,7 +138,7 @@ class DetectorEvaluation(Evaluation[DetectionReport]):
         class_numbers = self._number_categories()
         # sorted, so that the order does not depend on the number of processes
         for index in sorted(rows):
-            image, objects = self._source.upright_annotations(index)
+            image, objects = self._source.turn_annotations(index)
             images.append({**image, "id": index})
             for row in objects:
                 truth.append({**row, "image_id": index, "category_id": class_numbers[row["category_id"]]})

@@ -155,6 +155,7 @@ def test_useless_annotations_are_named_by_file_before_anything_is_trained(folder
         ("images", {"id": 7}, "two images have the id 7"),
         ("images", {"height": 0}, "000000000000.jpg: height and width should be 1 at least"),
         ("images", {"height": 10**30}, "000000000000.jpg: height and width should be 1 at least, and below"),
+        ("categories", {"name": 5}, "not annotations in COCO's format: a value is of the wrong kind"),
         ("images", {"file_name": 5}, "not annotations in COCO's format: a value is of the wrong kind"),
     ],
 )

@@ -174,7 +174,7 @@ def test_cocos_objects_are_turned_with_the_stored_pixels(orientation, size, tmp_
     image, objects = source.load(0)
     assert len(objects.boxes) == 3
     all_white(image, objects)
-    record, annotations = source.upright_annotations(0)
+    record, annotations = source.turn_annotations(0)
     assert (record["width"], record["height"]) == (image.shape[1], image.shape[0])
     for each, box in zip(annotations, objects.boxes, strict=True):
         left, top, width, height = each["bbox"]

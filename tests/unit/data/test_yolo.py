@@ -178,5 +178,5 @@ def test_damaged_images_and_empty_boxes_are_counted(tmp_path):
     assert len(source) == 2
     assert "1 that cannot be read" in source.notes[-1]
     assert len(source.unusable) == 1
-    assert source.trainable_objects(1) == []
+    assert source.list_trainable_objects(1) == []
     assert replace(source, masks=False).load(1)[1].boxes.shape == (0, 4)
