@@ -28,7 +28,7 @@ from ehm.deploy.bundle.manifest import Manifest, Preprocessing
 from ehm.deploy.bundle.preprocessing import create_eval_transform, normalise_pixels
 from ehm.deploy.predict.handler import Outputs
 from ehm.deploy.predict.predictor import Predictor
-from ehm.deploy.predict.runtime import installed_devices
+from ehm.deploy.predict.runtime import list_installed_devices
 from ehm.deploy.predict.sessions import list_precisions
 from ehm.errors import ConfigError, EhmError
 from ehm.progress_bar import create_progress
@@ -122,7 +122,7 @@ def bench_export(
             raise ConfigError(f"{option} {min(values)}: expected at least 1")
     opened = Bundle.open(bundle)
     notes = PlainConsole(stderr=True, for_messages=True)
-    devices = [device] if isinstance(device, str) else device or installed_devices()
+    devices = [device] if isinstance(device, str) else device or list_installed_devices()
     # the network in float32 is what all others are compared with
     reference, contestants = _load_exported(opened, devices, threads)
     try:

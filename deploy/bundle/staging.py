@@ -30,10 +30,10 @@ def stage_bundle(out: Path) -> Iterator[Path]:
         try:
             yield folder
         except WriteError as error:
-            raise WriteError(_final_path(Path(error.path), folder, out), error.reason, error.remedy) from None
+            raise WriteError(_find_final_path(Path(error.path), folder, out), error.reason, error.remedy) from None
 
 
-def _final_path(path: Path, folder: Path, out: Path) -> Path:
+def _find_final_path(path: Path, folder: Path, out: Path) -> Path:
     """Return the path that a file of the temporary ``folder`` would have had in ``out``, which the user named."""
     if path.is_relative_to(folder):
         return out / path.relative_to(folder)

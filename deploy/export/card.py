@@ -51,14 +51,14 @@ def write_card(manifest: Manifest, config: ExportConfig, path: Path) -> None:
         "## Parity and number types": _describe_precisions(handler),
         "## Licence": licences,
     }
-    front = yaml.safe_dump(_front_matter(handler, config, runs), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(_make_front_matter(handler, config, runs), sort_keys=False, allow_unicode=True)
     text = f"---\n{front}---\n"
     for title, content in sections.items():
         text += f"\n{title}\n\n{content}\n"
     write_text(path, text)
 
 
-def _front_matter(handler: Handler, config: ExportConfig, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def _make_front_matter(handler: Handler, config: ExportConfig, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the keys that the Hub reads."""
     sources = list_datasets(runs)
     front: dict[str, Any] = {
@@ -124,7 +124,7 @@ def _describe_tensors(handler: Handler) -> str:
 
 
 def _describe_use(handler: Handler) -> str:
-    python = handler.example_code()
+    python = handler.write_example_code()
     if not python:
         return "\n".join(["```sh", "ehm predict BUNDLE photo.png", "```"])
     shell = ["ehm predict BUNDLE photo.png", "ehm serve BUNDLE"]

@@ -71,7 +71,7 @@ class DetectorExportable(Exportable):
         """Return the one operator set of detectors."""
         return _OPSET
 
-    def manifest_rules(self) -> dict[str, Any]:
+    def describe_manifest_rules(self) -> dict[str, Any]:
         """Return the rule by which images are fitted into the input, and the score of objects that count."""
         # training draws from several sizes; the last one is that of evaluation
         shorter = self.settings.min_size[-1]

@@ -61,11 +61,11 @@ class Exportable(ABC):
         """Return the operator set that the graph is asked for."""
         return config.opset
 
-    def smallest_side(self, config: ExportConfig) -> int | None:
+    def find_smallest_side(self, config: ExportConfig) -> int | None:
         """Return the least number of pixels of an input of any size; None if it has one size, or it is not known."""
         return None
 
-    def manifest_rules(self) -> dict[str, Any]:
+    def describe_manifest_rules(self) -> dict[str, Any]:
         """Return the sections of the manifest that only this kind of model has."""
         return {}
 
@@ -103,7 +103,7 @@ class ImageExportable(Exportable):
         """Compare the exported file with the framework; see `Exportable.compare`."""
         return compare_outputs(self.reference, session, preprocessing, tolerance)
 
-    def manifest_rules(self) -> dict[str, Any]:
+    def describe_manifest_rules(self) -> dict[str, Any]:
         """Return the thresholds of a classifier whose images have several labels."""
         return {"thresholds": self.provenance.thresholds} if self.task == "multi_label" else {}
 
@@ -114,7 +114,7 @@ class ImageExportable(Exportable):
             return "portable"
         return config.target
 
-    def smallest_side(self, config: ExportConfig) -> int | None:
+    def find_smallest_side(self, config: ExportConfig) -> int | None:
         """Return the patch size of a ViT whose positions are resampled: no other model takes images of any size."""
         return self.patch_size if config.dynamic_size else None
 
@@ -136,7 +136,7 @@ class SegmenterExportable(ImageExportable):
             raise ConfigError(f"preprocessing: {origin} is a segmenter, which is exported without; leave it out")
         return super().make_graph(config)
 
-    def manifest_rules(self) -> dict[str, Any]:
+    def describe_manifest_rules(self) -> dict[str, Any]:
         """Return the windows by which the checkpoint was measured.
 
         They are of the same scale, and a window has the same share in common with the next.
@@ -159,7 +159,7 @@ class EyesExportable(ImageExportable):
         """The task that the network solves."""
         return "visual_tokens"
 
-    def manifest_rules(self) -> dict[str, Any]:
+    def describe_manifest_rules(self) -> dict[str, Any]:
         """Return which language model reads the visual tokens, and the words around them."""
         assert self.checkpoint is not None
         described = self.checkpoint.metadata["language"]

@@ -155,7 +155,7 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
         task=model.task,
         target=target,
         models={"float32": describe_graph(graph, _MODEL)},
-        input=images.model_copy(update={"smallest": model.smallest_side(config)}),
+        input=images.model_copy(update={"smallest": model.find_smallest_side(config)}),
         outputs=tuple(map(_describe_tensor, graph.graph.output)),
         preprocessing=preprocessing,
         labels=provenance.labels,
@@ -163,7 +163,7 @@ def _write_bundle(folder: Path, model: Exportable, config: ExportConfig, device:
         versions=dict(zip(packages, map(version, packages), strict=True)),
         parity=parity,
         batches=BatchRange(usual=config.batches.usual, largest=config.batches.largest),
-        **model.manifest_rules(),
+        **model.describe_manifest_rules(),
     )
     # before the bundle is sealed, so that the script and the offline model are hashed too
     if target == "ascend":

@@ -236,14 +236,14 @@ def find_images(images: str | Path | Sequence[str | Path], pixels: PixelFormat =
             files.append(path)
             continue
         # sorted, so that rows of features have the same order on every machine
-        found = sorted(_visible_images(path.rglob("*"), suffixes))
+        found = sorted(_select_images(path.rglob("*"), suffixes))
         if not found:
             raise DataError(f"{path}: no images below this folder; known are {', '.join(sorted(suffixes))}")
         files += found
     return files
 
 
-def _visible_images(paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:
+def _select_images(paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:
     for path in paths:
         hidden = path.name.startswith(".")  # as macOS and editors leave beside images
         if path.suffix.lower() in suffixes and not hidden and not path.is_dir():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Comparison", "row_cosines"]
+__all__ = ["Comparison", "compute_cosines"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Comparison:
     agreements: NDArray[np.float64] | None = None
 
 
-def row_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+def compute_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the cosine of each pair of rows (B,) of two arrays (B, ...)."""
     x = a.reshape(len(a), -1).astype(np.float64)
     y = b.reshape(len(b), -1).astype(np.float64)

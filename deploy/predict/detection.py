@@ -131,7 +131,7 @@ class DetectionHandler(SingleImageHandler):
             f"Objects are those of a score above {self.fit.threshold:g}; masks lie inside their boxes."
         )
 
-    def example_code(self) -> list[str]:
+    def write_example_code(self) -> list[str]:
         """Return nothing: fitting an image and pasting masks takes more lines than a card has room for."""
         return []
 

@@ -48,7 +48,7 @@ class FeaturesHandler(Handler):
         self, predictor: Predictor, images: Sequence[NamedImage], options: PredictionOptions
     ) -> Iterator[Prediction]:
         """Yield the prediction of each image; see `Handler.predict_images`. Threads read the batch after this one."""
-        names = self._wanted_outputs()
+        names = self._choose_outputs()
         # decoding releases the interpreter, so threads read images side by side
         with ThreadPoolExecutor(options.threads, thread_name_prefix="decode") as pool:
             reading = _start_reading(pool, predictor, images[:_BATCH])
@@ -63,7 +63,7 @@ class FeaturesHandler(Handler):
                         described = self.describe(images[start + index].name, rows[index], options.top)
                         yield replace(described, missing_pixels=result.missing_pixels)
 
-    def _wanted_outputs(self) -> list[str]:
+    def _choose_outputs(self) -> list[str]:
         """Return the outputs to compute: patches are large, and nobody reads them beside others."""
         names = self.manifest.output_names
         without_patches = [name for name in names if name != "patches"]

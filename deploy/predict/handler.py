@@ -20,9 +20,9 @@ from PIL import Image
 from ehm.data.decoding.depth import count_missing
 from ehm.deploy.bundle.manifest import COMPARED_OUTPUTS, Manifest
 from ehm.deploy.bundle.preprocessing import find_seen_region
-from ehm.deploy.predict.comparison import Comparison, row_cosines
+from ehm.deploy.predict.comparison import Comparison, compute_cosines
 from ehm.deploy.predict.prediction import Prediction
-from ehm.deploy.predict.preparation import describe_preparation, preparation_code
+from ehm.deploy.predict.preparation import describe_preparation, write_preparation_code
 from ehm.errors import BrokenImage
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Handler(ABC):
     def compare(self, expected: Outputs, found: Outputs) -> Comparison:
         """Compare the outputs of a batch with those in float32: all that are ``measured_outputs``, or some of them."""
         name = next(name for name in COMPARED_OUTPUTS if name in found)
-        cosines = row_cosines(expected[name], found[name])
+        cosines = compute_cosines(expected[name], found[name])
         if "logits" not in found:
             return Comparison(cosines)
         same = expected["logits"].argmax(axis=1) == found["logits"].argmax(axis=1)
@@ -159,7 +159,7 @@ class Handler(ABC):
             subject = f"The graph takes decoded {colours}{' bytes' * rule.pixels.is_rgb} and does this itself"
         return f"{subject}: {describe_preparation(rule)}, normalise ({self._describe_normalisation()})."
 
-    def example_code(self) -> list[str]:
+    def write_example_code(self) -> list[str]:
         """Return lines of Python that run the network on a photograph without ehm; none if that takes too many."""
         if not self.manifest.preprocessing.pixels.is_rgb:
             return []  # reading and scaling the files takes too many lines
@@ -170,7 +170,7 @@ class Handler(ABC):
             "import numpy, onnxruntime",
             "from PIL import Image",
             'image = Image.open("photo.png").convert("RGB")',
-            *preparation_code(self.manifest.preprocessing),
+            *write_preparation_code(self.manifest.preprocessing),
             f'session = onnxruntime.InferenceSession("{file}", providers=["CPUExecutionProvider"])',
             f'(values,) = session.run(["{output}"], {{"{self.manifest.input.name}": inputs}})',
         ]

@@ -166,7 +166,7 @@ def _load_model(device: AscendDevice, path: Path, manifest: Manifest) -> _Model:
         for index, record in enumerate(manifest.outputs):
             found = _check_tensor(device, description, path, "output", index, record, batch_sizes[-1], outputs)
             types.append(found)
-        row_shapes = tuple(_row_shape(record) for record in manifest.outputs)
+        row_shapes = tuple(_find_row_shape(record) for record in manifest.outputs)
         return _Model(
             device,
             number,
@@ -232,7 +232,7 @@ def _check_tensor(
     number = device.ask(f"mdl.get_{kind}_data_type", description, index)
     if number not in _TYPES or (kind == "input" and _TYPES[number] is not np.float32):
         raise ExportError(f"{path}: the {kind} {record.name} has pyACL's type {number}, and float32 is what is read")
-    needed = batch * prod(_row_shape(record)) * np.dtype(_TYPES[number]).itemsize
+    needed = batch * prod(_find_row_shape(record)) * np.dtype(_TYPES[number]).itemsize
     if buffers.sizes[index] < needed:
         raise ExportError(
             f"{path}: the {kind} {record.name} has {buffers.sizes[index]} bytes in a batch of {batch}, and the "
@@ -241,6 +241,6 @@ def _check_tensor(
     return _TYPES[number]
 
 
-def _row_shape(record: TensorRecord) -> tuple[int, ...]:
+def _find_row_shape(record: TensorRecord) -> tuple[int, ...]:
     """Return the shape of one image's share; ATC takes no network in which it changes."""
     return tuple(int(size) for size in record.shape[1:])

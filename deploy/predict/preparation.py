@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ehm.deploy.bundle.manifest import Preprocessing
 
-__all__ = ["describe_preparation", "preparation_code"]
+__all__ = ["describe_preparation", "write_preparation_code"]
 
 _RESIZES = {
     "cover": "resize ({}, proportions kept) to just cover {} x {}",
@@ -21,12 +21,12 @@ def describe_preparation(rule: Preprocessing) -> str:
     return f"{resize}, cut {height} x {width} from the centre{_describe_filling(rule)}"
 
 
-def preparation_code(rule: Preprocessing) -> list[str]:
+def write_preparation_code(rule: Preprocessing) -> list[str]:
     """Return lines of Python that make ``inputs`` of ``image``, with Pillow and NumPy alone."""
     if rule.in_graph:
         return ["inputs = numpy.asarray(image)[None]"]
     height, width = rule.image_size
-    lines = _resizing_code(rule)
+    lines = _write_resizing_code(rule)
     if _describe_filling(rule):
         lines += [
             f"padding = max(0, {width} - image.width), max(0, {height} - image.height)",
@@ -43,7 +43,7 @@ def preparation_code(rule: Preprocessing) -> list[str]:
     ]
 
 
-def _resizing_code(rule: Preprocessing) -> list[str]:
+def _write_resizing_code(rule: Preprocessing) -> list[str]:
     height, width = rule.cover
     resampling = f"Image.Resampling.{rule.interpolation.upper()}"
     if rule.resize == "squash":

@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
     from ehm.deploy.bundle.manifest import Precision
 
-__all__ = ["OFFLINE_DEVICE", "PROVIDERS", "Provider", "Session", "check_device", "installed_devices", "open_session"]
+__all__ = [
+    "OFFLINE_DEVICE",
+    "PROVIDERS",
+    "Provider",
+    "Session",
+    "check_device",
+    "list_installed_devices",
+    "open_session",
+]
 
 _SPIN_MICROSECONDS = 20
 """The time for which a thread spins for its next piece of work before it sleeps.
@@ -111,7 +119,7 @@ _MESSAGE = 500
 _log = logging.getLogger(__name__)
 
 
-def installed_devices() -> list[str]:
+def list_installed_devices() -> list[str]:
     """Return the devices that ``auto`` tries: those whose providers this ONNX Runtime has, fastest first."""
     return _list_automatic(_import_onnxruntime().get_available_providers())
 
@@ -135,7 +143,7 @@ def open_session(
     refuse_undecodable(model, "ONNX Runtime")
     onnxruntime = _import_onnxruntime()
     candidates = _find_candidates(device, onnxruntime.get_available_providers())
-    settings = _session_options(threads)
+    settings = _make_session_options(threads)
     _, _, number = device.partition(":")
     for provider in candidates:
         last = provider is candidates[-1]
@@ -210,7 +218,7 @@ def _find_candidates(device: str, available: Sequence[str]) -> list[Provider]:
     return [provider]
 
 
-def _session_options(threads: int) -> Any:
+def _make_session_options(threads: int) -> Any:
     """Return the options of a session that are the same for every provider."""
     settings = _import_onnxruntime().SessionOptions()
     # its own choice counts the machine's cores instead, and ties each thread to one, whatever else runs there
@@ -227,13 +235,13 @@ def _session_options(threads: int) -> Any:
 def _limit_spinning(settings: Any) -> None:
     """Let the threads of a session wait actively no longer than it takes until the next operator of a run begins."""
     # by default they spin for milliseconds, and take the cores from decoding, from other runs and from other programs
-    if _bounds_spinning():
+    if _can_bound_spinning():
         settings.add_session_config_entry("session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS))
     else:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
 
-def _bounds_spinning() -> bool:
+def _can_bound_spinning() -> bool:
     """Return whether this ONNX Runtime knows a duration for spinning: earlier ones would ignore it, and spin on."""
     major, minor = _import_onnxruntime().__version__.split(".")[:2]
     return (int(major), int(minor)) >= (1, 26)

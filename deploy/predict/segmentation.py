@@ -16,7 +16,7 @@ from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows, resize_to_scale
 from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.bundle.preprocessing import normalise_pixels
-from ehm.deploy.predict.comparison import Comparison, row_cosines
+from ehm.deploy.predict.comparison import Comparison, compute_cosines
 from ehm.deploy.predict.handler import CardTexts, NamedImage, Outputs, PredictionOptions, SingleImageHandler
 from ehm.deploy.predict.prediction import Prediction
 from ehm.storage.reading import parse_json, read_text
@@ -61,7 +61,7 @@ class Mosaic:
         """Return the windows (B, 3, *window) from number ``start``, ``count`` or what is left of them."""
         # windows are padded one by one: a line of pixels, padded as a whole, would grow to a window's height
         corners = self._corners[start : start + count]
-        return np.stack([self._padded_window(corner) for corner in corners])
+        return np.stack([self._pad_window(corner) for corner in corners])
 
     def add_scores(self, start: int, scores: NDArray[np.float32]) -> None:
         """Add the scores (B, C, *window) of the windows from number ``start``."""
@@ -80,7 +80,7 @@ class Mosaic:
         assert self._total is not None
         return enlarge_argmax(self._total / self._counts, size)
 
-    def _padded_window(self, corner: Size) -> NDArray[np.float32]:
+    def _pad_window(self, corner: Size) -> NDArray[np.float32]:
         """Return the window (3, *window) at ``corner`` (y, x), with zeros on the right and below the image."""
         y, x = corner
         height, width = self._window
@@ -114,7 +114,7 @@ class SegmentationHandler(SingleImageHandler):
     def compare(self, expected: Outputs, found: Outputs) -> Comparison:
         """Compare the scores of all pixels, and the class of each; see `Handler.compare`."""
         same = expected["scores"].argmax(axis=1) == found["scores"].argmax(axis=1)
-        return Comparison(row_cosines(expected["scores"], found["scores"]), same.mean(axis=(1, 2)))
+        return Comparison(compute_cosines(expected["scores"], found["scores"]), same.mean(axis=(1, 2)))
 
     def segment(self, predictor: Predictor, image: Image.Image) -> NDArray[np.uint8]:
         """Return the class numbers (H, W) of an RGB image's pixels."""
@@ -171,11 +171,11 @@ def write_mask(labels: NDArray[np.uint8], folder: Path, name: str, taken: set[st
 def make_label_image(labels: NDArray[np.uint8]) -> Image.Image:
     """Return class numbers (H, W) as an image whose palette is that of PASCAL VOC's masks."""
     image = Image.fromarray(labels)
-    image.putpalette(_voc_palette())
+    image.putpalette(_make_palette())
     return image
 
 
-def _voc_palette() -> list[int]:
+def _make_palette() -> list[int]:
     """Return red, green and blue of 256 classes: the bits of a class number are spread over the three."""
     numbers = np.arange(256)
     colours = np.zeros((256, 3), np.uint8)

@@ -97,7 +97,7 @@ def _keep_engines(bundle: Bundle, precision: Precision) -> dict[str, str]:
     """Return the options for the folder of the engines; none, and a warning, if it cannot be made."""
     import onnxruntime
 
-    folder = _cache_folder() / f"{bundle.version(precision)}-onnxruntime-{onnxruntime.__version__}"
+    folder = _find_cache_folder() / f"{bundle.version(precision)}-onnxruntime-{onnxruntime.__version__}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -116,7 +116,7 @@ def _keep_engines(bundle: Bundle, precision: Precision) -> dict[str, str]:
     }
 
 
-def _cache_folder() -> Path:
+def _find_cache_folder() -> Path:
     """Return the folder for the engines of all networks."""
     named = os.environ.get(CACHE_VARIABLE)
     if named:

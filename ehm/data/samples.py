@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.sources.base import Source, StoredSource
-from ehm.data.transforms import Transform, sample_dtype
+from ehm.data.transforms import Transform, get_sample_dtype
 from ehm.errors import BrokenImage, DataError
 
 __all__ = ["LoadedBatch", "Sample", "SampleReader"]
@@ -66,7 +66,7 @@ class SampleReader:
     @property
     def sample_dtype(self) -> np.dtype[Any]:
         """Type of the pixels of every sample."""
-        return sample_dtype(self.transform)
+        return get_sample_dtype(self.transform)
 
     def read_sample(self, index: int, epoch: int) -> Sample:
         """Read and transform image ``index``, or another one in its place; DataError if 100 in a row are unreadable."""

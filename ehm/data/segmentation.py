@@ -80,8 +80,8 @@ class CropTransform:
         """Return the sample (H, W, 4) of an image and its mask of any size."""
         picture, labels = image
         width, height = fit_size(*picture.size, self.scale, rng.uniform(*self.ratio))
-        rows = _nearest_indices(height, picture.height)
-        columns = _nearest_indices(width, picture.width)
+        rows = _find_nearest_indices(height, picture.height)
+        columns = _find_nearest_indices(width, picture.width)
         # labels are numbers, which cannot be averaged: each pixel takes the nearest
         labels = labels[np.ix_(rows, columns)]
         left, top, right, bottom = self._draw_box(labels, rng)
@@ -174,6 +174,6 @@ def _map_levels(image: Image.Image, values: NDArray[np.floating]) -> Image.Image
     return image.point(table * len(image.getbands()))
 
 
-def _nearest_indices(size: int, origin: int) -> NDArray[np.int64]:
+def _find_nearest_indices(size: int, origin: int) -> NDArray[np.int64]:
     """Return for each of ``size`` pixels the one of ``origin`` that lies at its centre."""
     return ((np.arange(size) + 0.5) * origin / size).astype(np.int64)

@@ -9,13 +9,13 @@ from typing import TypeVar
 
 from ehm.processors import spread_thread
 
-__all__ = ["in_threads"]
+__all__ = ["map_in_threads"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_threads(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
+def map_in_threads(function: Callable[[T], R], items: Iterable[T], count: int) -> Iterator[R]:
     """Yield ``function`` of each item, in order, computed by ``count`` threads a little ahead; 0 computes it here."""
     if count == 0:
         yield from map(function, items)

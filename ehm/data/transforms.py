@@ -15,7 +15,7 @@ from PIL import Image
 from ehm.config.inputs import Interpolation
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 
-__all__ = ["MAY_FLIP", "RESAMPLING", "Transform", "sample_dtype"]
+__all__ = ["MAY_FLIP", "RESAMPLING", "Transform", "get_sample_dtype"]
 
 RESAMPLING: dict[Interpolation, Image.Resampling] = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -35,11 +35,11 @@ class Transform(Protocol):
         ...
 
     def __call__(self, image: Any, rng: np.random.Generator) -> Any:
-        """Return the sample: an array (H, W, channels) of :func:`sample_dtype` if there is a ``shape``."""
+        """Return the sample: an array (H, W, channels) of :func:`get_sample_dtype` if there is a ``shape``."""
         ...
 
 
-def sample_dtype(transform: Transform) -> np.dtype[Any]:
+def get_sample_dtype(transform: Transform) -> np.dtype[Any]:
     """Return the type of the pixels of a transform's samples: bytes, unless its images are no photographs."""
     pixels: PixelFormat = getattr(transform, "pixels", RGB_BYTES)
     return pixels.dtype

@@ -41,7 +41,7 @@ class AttentionMeasurement:
 
 def measure_attention(backend: Backend, dtype: str) -> AttentionMeasurement:
     """Compare similarities in ``dtype`` on ``backend`` with the reference's, of the same tiny model and images."""
-    config = _tiny_config(dtype)
+    config = _make_tiny_config(dtype)
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
     learner = backend.create_learner(config)
     state = learner.state()
@@ -66,7 +66,7 @@ def _time_similarity(learner: Learner, images: NDArray[np.uint8]) -> tuple[NDArr
     return similarity, perf_counter() - begun
 
 
-def _tiny_config(dtype: str) -> TrainConfig:
+def _make_tiny_config(dtype: str) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "encoder": "vit_tiny",

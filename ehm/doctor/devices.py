@@ -122,14 +122,14 @@ def _explain_absence(kind: str, reason: str) -> tuple[str, str]:
         if problem and str(problem) in reason:
             return problem
     # Wheels of torch for CPUs alone have this suffix.
-    if kind == "cuda" and _torch_version().endswith("+cpu"):
+    if kind == "cuda" and _find_torch_version().endswith("+cpu"):
         return reason, "install a torch that is built with CUDA: this one is not"
     if kind == "cuda" and find_nvidia_driver() is None:
         return reason, "install NVIDIA's driver; a container needs --gpus all"
     return reason, ""
 
 
-def _torch_version() -> str:
+def _find_torch_version() -> str:
     try:
         return version("torch")
     except PackageNotFoundError:

@@ -108,7 +108,7 @@ def examine_package(name: str) -> Finding:
     for other_name in OTHER_NAMES.get(name, ()):
         installed = installed or _find_version(other_name)
     if installed is None:
-        return Finding("package", name, "missing", "", _install_command(name))
+        return Finding("package", name, "missing", "", _choose_install_command(name))
     mismatch = _find_mismatch(name, installed)
     if mismatch:
         return Finding("package", name, "broken", mismatch.problem, mismatch.remedy)
@@ -161,7 +161,7 @@ def _report_software(name: str, installed: str | None, location: str = "") -> Fi
     return Finding("machine", name, "ok", f"{installed}{location}")
 
 
-def _install_command(name: str) -> str:
+def _choose_install_command(name: str) -> str:
     if name == "torch-npu":
         return ascend.install_command(_find_version("torch"))
     if name == "mindspore":

@@ -180,7 +180,7 @@ def find_value_range(path: str | Path) -> tuple[float, float] | None:
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the complete checkpoint of the highest step in ``folder``, or None."""
-    return max(_complete_checkpoints(folder), key=_read_step, default=None)
+    return max(_list_complete_checkpoints(folder), key=_read_step, default=None)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -239,7 +239,7 @@ def _write_files(folder: Path, state: LearnerState, metadata: dict[str, Any], im
     (folder / _STATE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def _complete_checkpoints(folder: Path) -> list[Path]:
+def _list_complete_checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints in ``folder``; a folder without the state, which is written last, is no checkpoint."""
     return [path for path in _list_step_folders(folder) if (path / _STATE).is_file()]
 
@@ -289,7 +289,7 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
 
 def _advise_without(damaged: Path) -> str:
     """Say how to go on if the checkpoint ``damaged`` cannot be read: from the newest of the others beside it."""
-    others = set(_complete_checkpoints(damaged.parent)) - {damaged}
+    others = set(_list_complete_checkpoints(damaged.parent)) - {damaged}
     if not others:
         return "no other checkpoint lies beside it, so start a new run with another --out"
     return f"without {damaged}, --resume goes on from {max(others, key=_read_step).name} beside it: move it away"

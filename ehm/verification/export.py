@@ -16,7 +16,7 @@ from ehm.deploy.bundle.preprocessing import normalise_pixels
 from ehm.deploy.export import export
 from ehm.deploy.export.parity import TOLERANCE
 from ehm.deploy.predict.predictor import Predictor
-from ehm.deploy.predict.runtime import installed_devices
+from ehm.deploy.predict.runtime import list_installed_devices
 from ehm.installation import build_install_command
 from ehm.storage.checkpoint import save_checkpoint
 from ehm.verification.cases import Case, create_learner, describe_run, draw_images, load_weights
@@ -61,4 +61,4 @@ def choose_runtime_device(device: str) -> str:
     kind = device.partition(":")[0]
     if device.startswith("mindspore") and device.endswith("ascend"):
         kind = "npu"
-    return kind if kind in installed_devices() else "cpu"
+    return kind if kind in list_installed_devices() else "cpu"

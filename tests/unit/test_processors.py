@@ -13,7 +13,7 @@ import pytest
 from ehm import backends, processors
 from ehm.config import DataConfig
 from ehm.data import Loader, TrainTransform, open_source
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.masking import _parallel
 from ehm.processors import (
     WAITING,
@@ -174,7 +174,7 @@ def test_a_plug_in_that_pins_its_thread_leaves_the_process_its_processors(pinned
 
     trees = pinned.submit(build_trees).result()
     assert whole in trees  # beside the pinned thread itself
-    readers = pinned.submit(lambda: list(in_threads(os.sched_getaffinity, [0] * 4, 2))).result()
+    readers = pinned.submit(lambda: list(map_in_threads(os.sched_getaffinity, [0] * 4, 2))).result()
     assert readers == [whole] * 4
 
 

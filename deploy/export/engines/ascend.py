@@ -21,7 +21,7 @@ from ehm.deploy.bundle.manifest import OFFLINE_MODEL, AtcPrecision, TensorRecord
 from ehm.errors import ExportError
 from ehm.storage.writing import report_write_errors, write_text
 
-__all__ = ["CHOOSER", "FLOAT32_NODES", "SCRIPT", "atc_command", "has_atc", "run_atc", "write_scripts"]
+__all__ = ["CHOOSER", "FLOAT32_NODES", "SCRIPT", "build_atc_command", "has_atc", "run_atc", "write_scripts"]
 
 SCRIPT = "atc.sh"
 CHOOSER = "choose_precision.py"
@@ -78,7 +78,7 @@ def write_scripts(
     ``images`` is the network's input, and ``precision`` what ``atc.sh`` takes if it is not told. Raises ExportError if
     another dimension than the batch is dynamic.
     """
-    command = atc_command(images, config)
+    command = build_atc_command(images, config)
     text = _TEXT.format(command=command, model=model, precision=precision, nodes=FLOAT32_NODES, chooser=CHOOSER)
     scripts = {SCRIPT: text, CHOOSER: _CHOOSER_TEXT}
     for name, content in scripts.items():
@@ -105,14 +105,14 @@ def run_atc(folder: Path, output: Path, precision: AtcPrecision) -> None:
         made = Path(working_folder) / OFFLINE_MODEL
         if done.returncode != 0 or not made.is_file():
             raise ExportError(
-                f"atc failed with status {done.returncode}: {_last_lines(done.stdout + done.stderr)}; "
+                f"atc failed with status {done.returncode}: {_take_last_lines(done.stdout + done.stderr)}; "
                 "ascend.soc_version, ascend.batch_sizes and ascend.precision are what can be set"
             )
         with report_write_errors(output):
             shutil.move(made, output)
 
 
-def atc_command(images: TensorRecord, config: AscendConfig) -> str:
+def build_atc_command(images: TensorRecord, config: AscendConfig) -> str:
     """Return ATC's command for a network with the input ``images``, without the files and the precision.
 
     Raises ExportError if another dimension than the batch is dynamic.
@@ -134,7 +134,7 @@ def atc_command(images: TensorRecord, config: AscendConfig) -> str:
     )
 
 
-def _last_lines(output: str) -> str:
+def _take_last_lines(output: str) -> str:
     """Return the end of what a program printed, in one line: ATC's reason stands there."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     return " ".join(lines[-5:])[-500:] or "it printed nothing"

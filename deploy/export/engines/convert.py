@@ -10,7 +10,7 @@ from ehm.console import console
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import MANIFEST
 from ehm.deploy.export.engines.kserve import write_kserve
-from ehm.deploy.export.engines.triton import check_triton, model_name, write_triton
+from ehm.deploy.export.engines.triton import check_triton, choose_model_name, write_triton
 from ehm.errors import ConfigError
 from ehm.models.heads import Head
 
@@ -87,7 +87,7 @@ def check_engines(
             raise ConfigError(f"--kserve {kserve}: lies in a bundle, which holds nothing else; give another place")
         if file.is_dir():
             raise ConfigError(f"--kserve {kserve}: is a folder; give a file")
-        model_name(bundle, config.triton)  # which raises the error of a wrong name
+        choose_model_name(bundle, config.triton)  # which raises the error of a wrong name
 
 
 def write_engines(

@@ -15,7 +15,7 @@ import yaml
 
 from ehm.config import TritonConfig
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.export.engines.triton import model_name, variant_name
+from ehm.deploy.export.engines.triton import choose_model_name, name_variant
 from ehm.storage.names import make_dns_label
 from ehm.storage.writing import write_text
 
@@ -34,8 +34,8 @@ def write_kserve(bundle: Bundle, file: Path, config: TritonConfig | None = None,
     ConfigError for a name that Triton does not take.
     """
     config = config or TritonConfig()
-    name = model_name(bundle.path, config)
-    models = ", ".join(variant_name(name, precision) for precision in bundle.manifest.models)
+    name = choose_model_name(bundle.path, config)
+    models = ", ".join(name_variant(name, precision) for precision in bundle.manifest.models)
     service = yaml.safe_dump(_describe_service(bundle, name, config, device), sort_keys=False)
     write_text(Path(os.path.abspath(file)), _HEADER.format(models=models) + service)
 

@@ -22,7 +22,7 @@ from ehm.deploy.bundle.manifest import Manifest, Precision, TensorRecord
 from ehm.errors import ConfigError, ExportError
 from ehm.storage.writing import rename_all, report_write_errors
 
-__all__ = ["check_triton", "model_name", "variant_name", "write_triton"]
+__all__ = ["check_triton", "choose_model_name", "name_variant", "write_triton"]
 
 _TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8", "uint16": "TYPE_UINT16", "int64": "TYPE_INT64"}
 _KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
@@ -72,16 +72,16 @@ def check_triton(bundle: Path, repository: Path, config: TritonConfig, device: s
 
     Raises the errors of `write_triton`.
     """
-    name = model_name(bundle, config)
+    name = choose_model_name(bundle, config)
     _describe_instances(config, device)  # which raises the error of a wrong device
     folders: dict[Precision, Path] = {}
     for precision in get_args(Precision):
-        folders[precision] = repository / variant_name(name, precision)
+        folders[precision] = repository / name_variant(name, precision)
         _refuse_foreign_folder(folders[precision], precision)
     return folders
 
 
-def model_name(bundle: Path, config: TritonConfig) -> str:
+def choose_model_name(bundle: Path, config: TritonConfig) -> str:
     """Return what clients call the model: ``triton.name``, or the name of the bundle's folder if a URL can hold it."""
     name = config.name or Path(os.path.abspath(bundle)).name
     try:
@@ -93,7 +93,7 @@ def model_name(bundle: Path, config: TritonConfig) -> str:
         ) from None
 
 
-def variant_name(name: str, precision: Precision) -> str:
+def name_variant(name: str, precision: Precision) -> str:
     """Return the name of the model in a precision."""
     return name if precision == "float32" else f"{name}_{precision}"
 

@@ -64,9 +64,9 @@ class _PixelGraph(Nodes):
         if self.rule.resize == "squash":
             wanted = self.add_integers("pixels.cover", *self.rule.cover)
         elif self.rule.rounding == "down":
-            wanted = self._covering_size(planes)
+            wanted = self._add_covering_size(planes)
         else:
-            wanted = self._nearest_size(planes)
+            wanted = self._add_nearest_size(planes)
         # sizes of all four axes: ONNX Runtime 1.32 fails to load a linear Resize behind a Transpose that names its axes
         first = self.add_node("Shape", [planes], "pixels/first_axes", end=2)
         sizes = self.add_node("Concat", [first, wanted], "pixels/sizes", axis=0)
@@ -85,7 +85,7 @@ class _PixelGraph(Nodes):
         limits = [self.add_number("pixels.black", 0.0), self.add_number("pixels.white", self.rule.pixels.white)]
         return self.add_node("Clip", [resized, *limits], "pixels/clipped")
 
-    def _covering_size(self, planes: str) -> str:
+    def _add_covering_size(self, planes: str) -> str:
         """Add (h, w) that just covers, proportions kept; the side that does not decide is rounded down.
 
         h = max(cover h, H * cover w // W), and w alike.
@@ -97,7 +97,7 @@ class _PixelGraph(Nodes):
         other = self.add_node("Div", [scaled, swapped], "pixels/other")
         return self.add_node("Max", [other, self.add_integers("pixels.cover", cover_h, cover_w)], "pixels/covering")
 
-    def _nearest_size(self, planes: str) -> str:
+    def _add_nearest_size(self, planes: str) -> str:
         """Add (h, w) that just covers or fits, proportions kept, rounded to the nearest number of pixels, at least one.
 
         In float64, by the operations of :class:`ehm.data.eval_transform.EvalTransform`: halves are rounded alike.

@@ -87,7 +87,7 @@ class _Quantiser:
         # without a norm in front, features keep their sizes
         factor = np.ones_like(low)
         if norm:
-            factor = _smoothing_factor(weights, low, high)
+            factor = _compute_smoothing_factor(weights, low, high)
             # scale and bias get names of their own: torch's exporter lets several norms share them
             for number, (node, index) in enumerate(norm, 1):
                 parameter = f"{name}/{number}"
@@ -143,7 +143,7 @@ class _Quantiser:
         return helper.make_node("DequantizeLinear", inputs, [name], name, axis=1)
 
 
-def _smoothing_factor(weights: list[Floats], low: Floats, high: Floats) -> Floats:
+def _compute_smoothing_factor(weights: list[Floats], low: Floats, high: Floats) -> Floats:
     """Return f (D,) of SmoothQuant: the root of each feature's largest value over its largest weight."""
     largest_weight = np.max([np.abs(weight).max(axis=1) for weight in weights], axis=0)
     largest_value = np.maximum(-low, high)

@@ -111,7 +111,7 @@ def predict_source(
         threads=threads,
     )
     claim_folder(job, opened, images)
-    missing = job.missing_parts()
+    missing = job.list_missing_parts()
     outputs = create_handler(opened.manifest).describe_outputs()
     console.print(
         f"{len(images):,} images of {source} with {bundle} ({outputs}; {precision}) on {device}: {job.parts:,} parts "
@@ -151,7 +151,7 @@ def _watch_parts(job: BulkJob, parts: list[int], summaries: Iterator[PartSummary
     columns = (TextColumn("predict"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     done = []
     with create_progress(*columns, transient=True) as progress:
-        task = progress.add_task("predict", total=sum(len(job.part_images(part)) for part in parts))
+        task = progress.add_task("predict", total=sum(len(job.list_part_images(part)) for part in parts))
         for summary in summaries:
             done.append(summary)
             progress.advance(task, summary.images)
@@ -160,10 +160,10 @@ def _watch_parts(job: BulkJob, parts: list[int], summaries: Iterator[PartSummary
 
 def _check_parts(job: BulkJob) -> None:
     """Raise WriteError if a part that was reported is not here: then machines do not share the folder."""
-    missing = job.missing_parts()
+    missing = job.list_missing_parts()
     if missing:
         raise WriteError(
-            job.part_file(missing[0]),
+            job.name_part_file(missing[0]),
             "the worker that wrote it is on a machine with another folder of this name",
             "choose a folder that all machines share",
         )
@@ -175,7 +175,7 @@ def _count_unreadable(job: BulkJob) -> int:
 
     unreadable = 0
     for part in range(job.parts):
-        metadata = parquet.read_metadata(job.part_file(part))
+        metadata = parquet.read_metadata(job.name_part_file(part))
         for group in range(metadata.num_row_groups):
             rows = metadata.row_group(group)
             errors = rows.column(rows.num_columns - 1)  # the last column is error

@@ -66,17 +66,17 @@ class BulkJob:
         """The number of Parquet files."""
         return math.ceil(self.images / self.part_size)
 
-    def part_images(self, part: int) -> range:
+    def list_part_images(self, part: int) -> range:
         """Return the numbers of a part's images."""
         return range(part * self.part_size, min((part + 1) * self.part_size, self.images))
 
-    def part_file(self, part: int) -> Path:
+    def name_part_file(self, part: int) -> Path:
         """Return the Parquet file of a part."""
         return self.out / f"part-{part:06d}.parquet"
 
-    def missing_parts(self) -> list[int]:
+    def list_missing_parts(self) -> list[int]:
         """Return the parts without a file."""
-        return [part for part in range(self.parts) if not self.part_file(part).exists()]
+        return [part for part in range(self.parts) if not self.name_part_file(part).exists()]
 
     def remove_debris(self) -> None:
         """Remove what workers that were killed left half-written."""

@@ -47,13 +47,13 @@ class PartWorker:
         """Write the Parquet file of a part; its name is there only once it is complete."""
         start = time.perf_counter()
         processor_start = time.process_time()
-        numbers = self._job.part_images(part)
+        numbers = self._job.list_part_images(part)
         predictions: list[Prediction] = []
         self._fetch_ahead(numbers[:_IMAGES_AHEAD])
         for first in range(0, len(numbers), _IMAGES_AHEAD):
             self._fetch_ahead(numbers[first + _IMAGES_AHEAD : first + 2 * _IMAGES_AHEAD])
             predictions += self._predict_images(numbers[first : first + _IMAGES_AHEAD])
-        write_rows(self._job.part_file(part), self.predictor.manifest, predictions, self._find_labels(numbers))
+        write_rows(self._job.name_part_file(part), self.predictor.manifest, predictions, self._find_labels(numbers))
         unreadable = sum(prediction.error is not None for prediction in predictions)
         seconds = time.perf_counter() - start
         return PartSummary(part, len(numbers), unreadable, seconds, time.process_time() - processor_start)

@@ -43,7 +43,7 @@ class _DescribedApp(FastAPI):
         return super().openapi()
 
 
-def _operation_id(route: APIRoute) -> str:
+def _name_operation(route: APIRoute) -> str:
     """Return the operation's id in the description, from which programs make the names of functions."""
     # a route with a version is a second one of the same function
     return f"{route.name}_of_version" if "{version}" in route.path else route.name
@@ -61,7 +61,7 @@ def create_app(service: Service, index: Index | None = None) -> FastAPI:
         docs_url=None,  # FastAPI's own pages load their scripts from elsewhere
         redoc_url=None,
         redirect_slashes=False,  # an empty answer, to an address that the client's Host header made
-        generate_unique_id_function=_operation_id,
+        generate_unique_id_function=_name_operation,
         responses={"4XX": error, "5XX": error},
     )
     app.state.service = service

@@ -15,7 +15,7 @@ from ehm.data.decoding.channels import read_channels, read_channels_size
 from ehm.data.decoding.decode import decode_image, read_head
 from ehm.errors import BrokenImage, RequestError
 
-__all__ = ["FORMATS", "read_image", "size_of"]
+__all__ = ["FORMATS", "measure_size", "read_image"]
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The formats that are read, by Pillow's names. It knows others that start programs (EPS) or are hardly tested."""
@@ -54,7 +54,7 @@ def read_image(
         raise RequestError(422, str(error)) from None
 
 
-def size_of(image: Any) -> tuple[int, int]:
+def measure_size(image: Any) -> tuple[int, int]:
     """Return the width and height of an image that `read_image` gave."""
     if isinstance(image, Image.Image):
         return image.size

@@ -17,7 +17,7 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from ehm.deploy.serve.inference.batching import Images, Outputs, Result
-from ehm.deploy.serve.inference.images import read_image, size_of
+from ehm.deploy.serve.inference.images import measure_size, read_image
 from ehm.deploy.serve.inference.memory import Memory, Record
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.inference.models import Models
@@ -173,7 +173,7 @@ class Service:
         data, name = await self._read_file(request)
         pixels = model.manifest.preprocessing.pixels
         image = await self.offload(request, read_image, data, self.settings.max_pixels, None, pixels)
-        width, height = size_of(image)
+        width, height = measure_size(image)
         self.hold_bytes(request, pixels.count * pixels.dtype.itemsize * width * height)
         return Upload(image, name)
 
@@ -189,7 +189,7 @@ class Service:
             # in one go, so that no more images are unpacked at a time than there are cores
             pixels = model.manifest.preprocessing.pixels
             image = read_image(data, self.settings.max_pixels, model.predictor.sufficient_size, pixels)
-            width, height = size_of(image)
+            width, height = measure_size(image)
             model.check_size(height, width)
             images = model.predictor.prepare(image)[np.newaxis]
             if self._image_count > 1:  # others are on their way: they may share a batch
@@ -218,7 +218,9 @@ class Service:
         data = await self.read_body(request)
         name = None
         if kind == "multipart/form-data":
-            data, name = await self.offload(request, read_form_image, request.headers, data, _query_parameters(request))
+            data, name = await self.offload(
+                request, read_form_image, request.headers, data, _list_query_parameters(request)
+            )
         return data, name
 
     async def _collect_body(self, request: Request, limit: int) -> bytes:
@@ -242,7 +244,7 @@ Served = Annotated[Service, Depends(find_service)]
 """The type of a route's parameter that is the service."""
 
 
-def _query_parameters(request: Request) -> frozenset[str]:
+def _list_query_parameters(request: Request) -> frozenset[str]:
     """Return the names of the parameters that the request's route takes in its address."""
     return frozenset(parameter.alias for parameter in request.scope["route"].dependant.query_params)
 

@@ -63,7 +63,7 @@ def decode_request(body: bytes, header_length: int | None, manifest: Manifest) -
     says that the body is the input of one image in binary, and that all outputs shall be.
     """
     if header_length == 0:
-        images = _read_binary(body, [1, *_fixed_sizes(manifest.input)], manifest.input)
+        images = _read_binary(body, [1, *_list_fixed_sizes(manifest.input)], manifest.input)
         return InferRequest(images, tuple(OutputRequest(name, binary=True) for name in manifest.output_names))
     if header_length is not None and not 0 < header_length <= len(body):
         raise RequestError(400, f"Inference-Header-Content-Length: {header_length}, but the body has {len(body)} bytes")
@@ -221,7 +221,7 @@ def _read_json(given: Input, numbers: str, expected: TensorRecord) -> NDArray[An
     return images
 
 
-def _fixed_sizes(record: TensorRecord) -> list[int]:
+def _list_fixed_sizes(record: TensorRecord) -> list[int]:
     """Return the sizes behind the batch; raises RequestError (400) if one of them is dynamic."""
     sizes = [size for size in record.shape[1:] if isinstance(size, int)]
     if len(sizes) + 1 < len(record.shape):

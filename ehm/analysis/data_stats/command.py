@@ -20,7 +20,7 @@ from ehm.config.pixel_format import PixelFormat
 from ehm.config.section import Section
 from ehm.console import console
 from ehm.data import Source, open_source
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.errors import DataError
 from ehm.progress_bar import track
 from ehm.storage.writing import replace_file, write_json, write_text
@@ -94,7 +94,7 @@ def _examine_images(source: Source, pixels: PixelFormat, threads: int) -> list[I
         return examine_image(source, index, pixels, index in shown)
 
     facts = []
-    for each in track(in_threads(examine, range(count), threads), "images", count, transient=True):
+    for each in track(map_in_threads(examine, range(count), threads), "images", count, transient=True):
         facts.append(each)
     return facts
 

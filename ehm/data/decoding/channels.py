@@ -25,7 +25,7 @@ from PIL import Image
 
 from ehm.config.pixel_format import MOST_CHANNELS, PixelFormat
 from ehm.data.decoding.decode import SUFFIXES, decode_image, name_errors, open_binary, read_head
-from ehm.data.decoding.deep import raw_mode, read_grey_values, read_sixteen_bits
+from ehm.data.decoding.deep import find_raw_mode, read_grey_values, read_sixteen_bits
 from ehm.data.decoding.depth import describe_values
 from ehm.data.decoding.dicom import count_dicom_channels, is_dicom, open_dicom, read_dicom, read_dicom_size
 from ehm.data.decoding.limits import refuse_bomb
@@ -172,7 +172,7 @@ def _read_picture(image: Image.Image, stream: IO[bytes], name: str, pixels: Pixe
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = read_grey_values(image, pixels.range)[:, :, None]
         bits = 16 if values.dtype == np.uint16 else 32
-    elif ";16" in raw_mode(image):
+    elif ";16" in find_raw_mode(image):
         values = read_sixteen_bits(image, stream, name)
         bits = 16
     else:

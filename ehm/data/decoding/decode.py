@@ -27,7 +27,7 @@ from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 
-from ehm.data.decoding.deep import deep_pixels, deep_tiff
+from ehm.data.decoding.deep import read_deep_pixels, read_deep_tiff
 from ehm.data.decoding.depth import DEPTH, ValueRange
 from ehm.data.decoding.orientation import Head, read_orientation, turn_image
 from ehm.data.decoding.png import is_png, leave_out_pixels
@@ -97,19 +97,19 @@ def decode_image(
         if (formats is None or "TIFF" in formats) and is_tiff(stream):
             tiff = read_tiff(stream)
             if tiff is not None and tiff.is_deep:
-                image, depth = deep_tiff(tiff, stream, name, value_range)
-                return _with_depth(turn_image(_to_rgb(image), tiff.orientation), depth)
+                image, depth = read_deep_tiff(tiff, stream, name, value_range)
+                return _note_depth(turn_image(_convert_to_rgb(image), tiff.orientation), depth)
         stream.seek(0)
         with Image.open(stream, formats=formats) as image:
-            deep = deep_pixels(image, stream, name, value_range)
+            deep = read_deep_pixels(image, stream, name, value_range)
             if deep is not None:
-                turned = turn_image(_to_rgb(deep[0]), read_orientation(image))
-                return _with_depth(turned, deep[1])
+                turned = turn_image(_convert_to_rgb(deep[0]), read_orientation(image))
+                return _note_depth(turned, deep[1])
             if enough is not None:
                 reduce_while_decoding(image, enough)
             image.load()
             # nothing is left to turn of a TIFF, which Pillow turns while it loads
-            return turn_image(_to_rgb(image, keep_grey=enough is not None), read_orientation(image))
+            return turn_image(_convert_to_rgb(image, keep_grey=enough is not None), read_orientation(image))
 
 
 @contextmanager
@@ -175,10 +175,10 @@ def name_errors(name: str) -> Iterator[None]:
     raise BrokenImage(f"{name}: {' '.join(reason.split())}")
 
 
-def _to_rgb(image: Image.Image, keep_grey: bool = False) -> Image.Image:
+def _convert_to_rgb(image: Image.Image, keep_grey: bool = False) -> Image.Image:
     """Return the image in RGB, or in mode ``L`` if that is all it has and ``keep_grey`` is set."""
     if image.mode == "LAB":
-        return _lab_to_srgb(image)
+        return _convert_lab(image)
     if image.mode in ("La", "RGBa"):  # premultiplied by alpha, which Pillow converts to no other mode
         image = image.convert(image.mode.upper())
     if image.has_transparency_data:
@@ -189,7 +189,7 @@ def _to_rgb(image: Image.Image, keep_grey: bool = False) -> Image.Image:
     return image.convert("RGB")
 
 
-def _lab_to_srgb(image: Image.Image) -> Image.Image:
+def _convert_lab(image: Image.Image) -> Image.Image:
     from PIL import ImageCms  # a library of its own, which few images need
 
     lab = ImageCms.createProfile("LAB")
@@ -199,6 +199,6 @@ def _lab_to_srgb(image: Image.Image) -> Image.Image:
     return converted
 
 
-def _with_depth(image: Image.Image, depth: object) -> Image.Image:
+def _note_depth(image: Image.Image, depth: object) -> Image.Image:
     image.info[DEPTH] = depth
     return image

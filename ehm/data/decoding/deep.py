@@ -17,7 +17,7 @@ from ehm.data.decoding.limits import refuse_bomb
 from ehm.data.decoding.tiff import BLACK_IS_ZERO, CMYK, RGB, WHITE_IS_ZERO, Tiff
 from ehm.errors import BrokenImage
 
-__all__ = ["deep_pixels", "deep_tiff", "raw_mode", "read_grey_values", "read_sixteen_bits"]
+__all__ = ["find_raw_mode", "read_deep_pixels", "read_deep_tiff", "read_grey_values", "read_sixteen_bits"]
 
 _COLOURS = {WHITE_IS_ZERO: "L", BLACK_IS_ZERO: "L", RGB: "RGB", CMYK: "CMYK"}
 # TIFF's numbers of the kinds of a further sample
@@ -27,7 +27,7 @@ _OTHER_BYTE = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 """Pillow's unpackers of the other byte of each value, by the one that it takes by itself."""
 
 
-def deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -> tuple[Image.Image, Depth]:
+def read_deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -> tuple[Image.Image, Depth]:
     """Return the stored pixels of a TIFF file, and how they were scaled.
 
     Raises BrokenImage if the range of its values or its colours are not known, OSError if it is damaged.
@@ -63,7 +63,7 @@ def deep_tiff(tiff: Tiff, file: IO[bytes], name: str, value_range: ValueRange) -
     return Image.frombytes(mode, tiff.size, pixels.tobytes()), reader.describe_scaling()
 
 
-def deep_pixels(
+def read_deep_pixels(
     image: Image.Image, file: IO[bytes], name: str, value_range: ValueRange
 ) -> tuple[Image.Image, Depth] | None:
     """Return the stored pixels of an image that Pillow has opened, and how they were scaled; None for 8 bits.
@@ -71,7 +71,7 @@ def deep_pixels(
     ``file`` is the open file. Colours of 16 bits are left to Pillow, which scales by their type, unless there is a
     ``value_range``. Raises BrokenImage if Pillow does not give all of their bits.
     """
-    stored_as = raw_mode(image)
+    stored_as = find_raw_mode(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         values = read_grey_values(image, value_range)
         bits = 16 if values.dtype == np.uint16 else 32
@@ -98,7 +98,7 @@ def read_sixteen_bits(image: Image.Image, file: IO[bytes], name: str) -> NDArray
 
     Raises BrokenImage, which begins with ``name``, for files whose low bytes Pillow does not give.
     """
-    stored_as = raw_mode(image)
+    stored_as = find_raw_mode(image)
     if stored_as not in _OTHER_BYTE:
         raise BrokenImage(
             f"{name}: its colours have 16 bits, of which only 8 are read from this kind of file, too few for "
@@ -112,7 +112,7 @@ def read_sixteen_bits(image: Image.Image, file: IO[bytes], name: str) -> NDArray
     return values
 
 
-def raw_mode(image: Image.Image) -> str:
+def find_raw_mode(image: Image.Image) -> str:
     """Return how the values lie in the file, in the words of Pillow's decoders, before its pixels are read.
 
     Empty if the decoder of a format has no word for it.

@@ -23,7 +23,16 @@ from PIL import Image
 
 from ehm.errors import BrokenImage
 
-__all__ = ["DEPTH", "Depth", "DepthReader", "ValueRange", "as_type", "count_missing", "describe_values", "find_range"]
+__all__ = [
+    "DEPTH",
+    "Depth",
+    "DepthReader",
+    "ValueRange",
+    "convert_to_type",
+    "count_missing",
+    "describe_values",
+    "find_range",
+]
 
 ValueRange = tuple[float, float] | None
 """The values that are black and white in images of more than 8 bits; None for those that follow from their type."""
@@ -76,7 +85,7 @@ class DepthReader:
         self._stated = value_range is not None
         self._missing_value = None
         if missing_value is not None:
-            self._missing_value = as_type(missing_value, dtype)
+            self._missing_value = convert_to_type(missing_value, dtype)
         self._missing = 0
         self._values = 0
         self._outside = 0
@@ -138,7 +147,7 @@ def describe_values(dtype: np.dtype[Any], bits: int) -> str:
     return f"{_KINDS[dtype.kind]} of {bits} bits"
 
 
-def as_type(value: float, dtype: np.dtype[Any]) -> Any:
+def convert_to_type(value: float, dtype: np.dtype[Any]) -> Any:
     """Return a number in an image's own type, in which 1e-20 may be another one; None if the type lacks it."""
     if dtype.kind == "f":
         with np.errstate(over="ignore"):

@@ -24,11 +24,11 @@ __all__ = [
     "Sized",
     "find_annotated",
     "read_orientation",
-    "seen_size",
     "spread_numbers",
     "turn_array",
     "turn_boxes",
     "turn_image",
+    "turn_size",
 ]
 
 Annotated = Literal["stored", "upright"]
@@ -69,7 +69,7 @@ class Head:
     @property
     def seen_size(self) -> tuple[int, int]:
         """Width and height of the image as it is seen, which is how it is decoded."""
-        return seen_size(self.size, self.orientation)
+        return turn_size(self.size, self.orientation)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def read_orientation(image: Image.Image) -> int:
     return orientation if orientation in _STEPS else 1
 
 
-def seen_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+def turn_size(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     """Return the width and height as seen of an image of that stored ``size`` (width, height)."""
     return (size[1], size[0]) if _STEPS[orientation][2] else size
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from PIL import Image
 
-from ehm.data.decoding.orientation import read_orientation, seen_size
+from ehm.data.decoding.orientation import read_orientation, turn_size
 
 __all__ = ["MARGIN", "reduce_while_decoding"]
 
@@ -33,7 +33,7 @@ def reduce_while_decoding(image: Image.Image, enough: tuple[int, int]) -> None:
         return
     height, width = enough
     # as the file stores them: an image that lies on its side has them exchanged
-    width, height = seen_size((width, height), read_orientation(image))
+    width, height = turn_size((width, height), read_orientation(image))
     for scale in _SCALES:
         divides = image.width % scale == 0 and image.height % scale == 0
         # the largest reduction that is still well above the final size

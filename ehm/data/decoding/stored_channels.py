@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config.pixel_format import PixelFormat
-from ehm.data.decoding.depth import ValueRange, as_type, describe_values, find_range
+from ehm.data.decoding.depth import ValueRange, convert_to_type, describe_values, find_range
 from ehm.errors import BrokenImage
 
 __all__ = ["StoredChannels", "check_count", "scale_channels"]
@@ -39,7 +39,7 @@ class StoredChannels:
         if self.values.dtype.kind == "f":
             missing = ~np.isfinite(self.values)
         if self.missing_value is not None:
-            value = as_type(self.missing_value, self.values.dtype)
+            value = convert_to_type(self.missing_value, self.values.dtype)
             if value is not None:
                 missing |= self.values == value
         return missing

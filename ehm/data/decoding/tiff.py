@@ -76,7 +76,7 @@ class Tiff:
         in_planes = self.tags.get(_PLANES, 1) == 2 and self.samples > 1
         planes = self.samples if in_planes else 1
         segments = read_segments(self.tags, self.size, planes, self.bits * (self.samples // planes), file)
-        for first, count in segments.row_groups():
+        for first, count in segments.iterate_row_groups():
             parts = []
             for plane in range(planes):
                 rows = segments.load_rows(file, plane, first, count)
@@ -172,7 +172,7 @@ def _describe_page(tags: ImageFileDirectory_v2, most_samples: int) -> Tiff | Non
         photometric=read_integers(tags, _PHOTOMETRIC, (WHITE_IS_ZERO,))[0],
         extra=read_integers(tags, _EXTRA_SAMPLES, ()),
         orientation=orientation if orientation in range(1, 9) else 1,
-        missing_value=_missing_value(tags),
+        missing_value=_read_missing_value(tags),
         tags=tags,
     )
 
@@ -188,7 +188,7 @@ def _choose_dtype(bits: int, kind: str) -> np.dtype[Any] | None:
     return np.dtype(f"{kind}{size}")
 
 
-def _missing_value(tags: ImageFileDirectory_v2) -> float | None:
+def _read_missing_value(tags: ImageFileDirectory_v2) -> float | None:
     """Return the number in GDAL's tag for missing data; None if there is none."""
     try:
         value = float(str(tags.get(_GDAL_NODATA, "")).strip("\0 "))

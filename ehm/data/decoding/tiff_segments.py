@@ -57,7 +57,7 @@ class Segments:
         """Bytes of a segment's row."""
         return -(-self.width * self.bits // 8)  # rounded up
 
-    def row_groups(self) -> Iterator[tuple[int, int]]:
+    def iterate_row_groups(self) -> Iterator[tuple[int, int]]:
         """Yield rows of segments to read at once: the number of the first row, and the number of rows."""
         count = max(1, _BYTES_AT_ONCE // (self.across * self.row_bytes * self.height))
         for first in range(0, self.down, count):

@@ -24,19 +24,19 @@ from ehm.data.decoding.orientation import (
     Annotated,
     Sized,
     find_annotated,
-    seen_size,
     spread_numbers,
     turn_array,
     turn_boxes,
+    turn_size,
 )
 from ehm.data.instances import Instances
 from ehm.data.sources.base import Split
 from ehm.data.sources.coco_checks import check_images_and_categories, find_problems, is_known
 from ehm.data.sources.coco_layouts import find_annotations
 from ehm.data.sources.coco_shapes import Annotation, clip_box, decode_mask, import_mask_tools, read_size, turn_object
-from ehm.data.sources.image_files import image_files
+from ehm.data.sources.image_files import list_image_files
 from ehm.data.sources.inventory import Unused, describe_layout
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.errors import BrokenImage, DataError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, join_some, read_json, shorten
@@ -114,7 +114,7 @@ class CocoSource:
         if orientation == 1:
             return record, list(objects)
         height, width = read_size(record)
-        seen_width, seen_height = seen_size((width, height), orientation)
+        seen_width, seen_height = turn_size((width, height), orientation)
         turned = []
         for each in objects:
             turned.append(turn_object(each, (height, width), orientation))
@@ -140,7 +140,7 @@ def open_coco(config: DetectionData, split: Split, masks: bool = True) -> CocoSo
     source = replace(read_coco(config.source, split, masks, config.layout), value_range=config.range)
     if config.annotated != "auto":
         return replace(source, annotated=config.annotated)
-    sized = in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
+    sized = map_in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
     annotated, note = find_annotated(config.source, filter(None, sized))
     return replace(source, annotated=annotated, notes=(*source.notes, *note))
 
@@ -160,7 +160,7 @@ def read_coco(source: str, split: Split, masks: bool = True, layout: str = "auto
     unused = Unused()
     # as the folder is listed: a file may be named ./a.jpg
     named = {os.path.normpath(image["file_name"]) for image in opened.images}
-    for file in image_files(found.folder, unused=unused):
+    for file in list_image_files(found.folder, unused=unused):
         if file not in named:
             unused.add(f"not named in {found.file.name}", file)
     if unused:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.sources.base import FileSource, Names, Split
-from ehm.data.sources.image_files import IMAGES, has_image_suffix, hidden_images, image_files
+from ehm.data.sources.image_files import IMAGES, has_image_suffix, list_hidden_images, list_image_files
 from ehm.data.sources.inventory import (
     HIDDEN,
     OTHER_FORMAT,
@@ -23,7 +23,14 @@ from ehm.data.sources.inventory import (
     list_names,
     no_images,
 )
-from ehm.data.sources.parts import MASK_FOLDERS, Division, Part, divide_by_layout, no_validation_part, visible_folders
+from ehm.data.sources.parts import (
+    MASK_FOLDERS,
+    Division,
+    Part,
+    divide_by_layout,
+    list_visible_folders,
+    no_validation_part,
+)
 from ehm.errors import DataError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import read_text
@@ -130,7 +137,7 @@ def open_folder(source: str, split: Split, layout: str = "folder") -> FileSource
         loose = contents["train"].files[contents["train"].class_folders.index(None)]
         notes.append(f"its folders are no classes, because {list_names([loose])} lies beside them")
     notes += describe_division(division, contents)
-    empty = _empty_folders(place, classes)
+    empty = _find_empty_folders(place, classes)
     return make_file_source(source, root, contents, split, classes, notes, unused, empty)
 
 
@@ -145,8 +152,8 @@ def describe_division(division: Division, contents: Mapping[Part, PartFiles]) ->
 
 def list_part(root: Path, name: str, unused: Unused) -> PartFiles:
     """List the images in the folder ``name`` of ``root``, all of ``root`` if it is empty; others go to ``unused``."""
-    files = list(image_files(root, name, unused))
-    return PartFiles(files, [_first_folder(file, name) for file in files])
+    files = list(list_image_files(root, name, unused))
+    return PartFiles(files, [_find_first_folder(file, name) for file in files])
 
 
 def make_file_source(
@@ -196,7 +203,7 @@ def make_file_source(
     )
 
 
-def _first_folder(file: str, place: str) -> str | None:
+def _find_first_folder(file: str, place: str) -> str | None:
     """Return the folder of ``file`` right below ``place``, None if it lies in ``place`` itself."""
     if place:
         file = file[len(place) + 1 :]
@@ -239,35 +246,35 @@ def _refuse_masks(source: str, place: Path, folders: Sequence[str | None]) -> No
 
 def count_beside_parts(division: Division, unused: Unused) -> None:
     """Count the images that lie beside the parts, in folders or loose."""
-    for name in visible_folders(division.root):
+    for name in list_visible_folders(division.root):
         if name not in division.parts.values():
-            unused.add_all(BESIDE_PARTS, image_files(division.root, name, unused))
+            unused.add_all(BESIDE_PARTS, list_image_files(division.root, name, unused))
     for entry in sorted(os.scandir(division.root), key=lambda entry: entry.name):
         if not entry.is_file():
             continue
         if entry.name.startswith("."):
-            unused.add_all(HIDDEN, hidden_images(division.root, entry.name))
+            unused.add_all(HIDDEN, list_hidden_images(division.root, entry.name))
         elif has_image_suffix(entry.name):
             unused.add(BESIDE_PARTS, entry.name)
         elif is_sample_file(entry.path):
             unused.add(OTHER_FORMAT, entry.name)
 
 
-def _empty_folders(place: Path, classes: Sequence[str]) -> tuple[str, ...]:
+def _find_empty_folders(place: Path, classes: Sequence[str]) -> tuple[str, ...]:
     """Return the folders beside ``classes`` that are classes without images: empty ones, and those of other formats."""
     if not classes:
         return ()
     found = []
-    for name in visible_folders(place):
+    for name in list_visible_folders(place):
         if name in classes:
             continue
-        files = _visible_files(place / name)
+        files = _list_visible_files(place / name)
         if not files or any(map(is_sample_file, files)):
             found.append(name)
     return tuple(found)
 
 
-def _visible_files(root: Path) -> list[str]:
+def _list_visible_files(root: Path) -> list[str]:
     files = []
     for folder_path, _, names in os.walk(root):
         for name in names:

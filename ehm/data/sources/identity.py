@@ -28,7 +28,7 @@ from ehm.data.sources.rows.source import RowSource
 from ehm.data.sources.shards import ShardSource
 from ehm.data.sources.table.source import TableSource
 from ehm.data.stores.addresses import strip_scheme
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.errors import BrokenImage
 
 __all__ = ["UNREADABLE", "KeyKind", "SourceIdentity", "hash_images", "identify_source", "is_far_away"]
@@ -108,7 +108,7 @@ def hash_images(source: Source, indices: NDArray[np.int64], kind: KeyKind, threa
     if isinstance(source, MixedSource):
         keys = np.zeros(len(indices), np.uint64)
         for place, rows in enumerate(source.split_indices(indices)):
-            own = source.own_indices(place, indices[rows])
+            own = source.find_own_indices(place, indices[rows])
             keys[rows] = hash_images(source.sources[place], own, kind, threads)
         return keys
     if isinstance(source, QuestionTable | MixedQuestions):
@@ -132,7 +132,7 @@ def _hash_each(source: Source, indices: NDArray[np.int64], kind: KeyKind, thread
     hash_image = _hash_content if kind == "content" else _hash_name
     hash_batch = partial(_map_batch, partial(hash_image, source))
     keys: list[int] = []
-    for batch in in_threads(hash_batch, _split_batches(indices.tolist()), threads):
+    for batch in map_in_threads(hash_batch, _split_batches(indices.tolist()), threads):
         keys += batch
     return np.array(keys, dtype=np.uint64)
 
@@ -198,7 +198,7 @@ def _hash_groups(source: Source) -> str:
 def _read_sizes(paths: Sequence[str], threads: int) -> list[int]:
     """Return the sizes of files in bytes, -1 for one that is not there."""
     sizes: list[int] = []
-    for batch in in_threads(partial(_map_batch, _read_size), _split_batches(paths), threads):
+    for batch in map_in_threads(partial(_map_batch, _read_size), _split_batches(paths), threads):
         sizes += batch
     return sizes
 

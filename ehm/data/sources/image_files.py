@@ -13,7 +13,7 @@ from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_sample_f
 from ehm.data.sources.parts import SampleFinder
 from ehm.errors import DataError
 
-__all__ = ["IMAGES", "has_image_suffix", "hidden_images", "image_files", "read_suffixes"]
+__all__ = ["IMAGES", "has_image_suffix", "list_hidden_images", "list_image_files", "read_suffixes"]
 
 _suffixes: ContextVar[frozenset[str]] = ContextVar("suffixes of image files", default=SUFFIXES)
 
@@ -28,7 +28,7 @@ def read_suffixes(suffixes: frozenset[str]) -> Iterator[None]:
         _suffixes.reset(token)
 
 
-def image_files(root: Path, below: str = "", unused: Unused | None = None) -> Iterator[str]:
+def list_image_files(root: Path, below: str = "", unused: Unused | None = None) -> Iterator[str]:
     """Yield the paths of images in the folder ``below`` of ``root``, relative to ``root``, sorted within each folder.
 
     A link to a folder above it is not followed. What looks like an image and is not read is counted in ``unused``.
@@ -50,7 +50,7 @@ def _walk_folder(root: Path, below: str, above: frozenset[tuple[int, int]], unus
     for entry in entries:
         path = os.path.join(below, entry.name)
         if entry.name.startswith("."):
-            unused.add_all(HIDDEN, hidden_images(root, path))
+            unused.add_all(HIDDEN, list_hidden_images(root, path))
         elif entry.is_dir():
             yield from _walk_folder(root, path, above | {here}, unused)
         elif has_image_suffix(entry.name):  # a dangling link too: the loader reports it
@@ -59,7 +59,7 @@ def _walk_folder(root: Path, below: str, above: frozenset[tuple[int, int]], unus
             unused.add(OTHER_FORMAT, path)
 
 
-def hidden_images(root: Path, path: str) -> Iterator[str]:
+def list_hidden_images(root: Path, path: str) -> Iterator[str]:
     """Yield the images in a hidden folder, or the hidden file if it is one. Links are not followed here."""
     if not os.path.isdir(root / path):
         if has_image_suffix(path):
@@ -81,7 +81,7 @@ def _holds_images_directly(root: Path) -> bool:
 
 
 IMAGES = SampleFinder(
-    below=lambda folder: next(image_files(folder), None) is not None,
+    below=lambda folder: next(list_image_files(folder), None) is not None,
     directly=_holds_images_directly,
 )
 """The tests whether a folder holds images."""

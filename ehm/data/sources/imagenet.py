@@ -8,7 +8,7 @@ from pathlib import Path
 from ehm.data.sources.base import FileSource, Split
 from ehm.data.sources.folder import PartFiles, count_beside_parts, describe_division, list_part, make_file_source
 from ehm.data.sources.inventory import Unused, describe_layout
-from ehm.data.sources.parts import Division, Part, match_parts, no_validation_part, visible_folders
+from ehm.data.sources.parts import Division, Part, list_visible_folders, match_parts, no_validation_part
 from ehm.errors import DataError
 from ehm.storage.reading import read_rows
 
@@ -37,17 +37,17 @@ def open_imagenet(source: str, split: Split) -> FileSource:
     contents: dict[Part, PartFiles] = {}
     for part, name in division.parts.items():
         contents[part] = list_part(division.root, name, unused)
-    contents["train"] = _without_loose(contents["train"], unused)
+    contents["train"] = _leave_out_loose(contents["train"], unused)
     if "val" in contents:
         contents["val"] = _label_flat_part(source, division, contents["val"], needed=split == "val")
-    classes = tuple(visible_folders(division.folder("train")))
+    classes = tuple(list_visible_folders(division.folder("train")))
     count_beside_parts(division, unused)
     notes = [describe_layout("ImageNet", list(division.parts.values()), len(classes))]
     notes += describe_division(division, contents)
     return make_file_source(source, division.root, contents, split, classes, notes, unused)
 
 
-def _without_loose(found: PartFiles, unused: Unused) -> PartFiles:
+def _leave_out_loose(found: PartFiles, unused: Unused) -> PartFiles:
     """Return the training images without those that lie beside the class folders, which would leave all unlabelled."""
     files: list[str] = []
     class_folders: list[str | None] = []
@@ -65,10 +65,10 @@ def find_imagenet(source: str) -> Division | None:
     root = Path(source).expanduser()
     # Kaggle's first, which lies below the folder that is named
     for candidate in (root / _KAGGLE, root):
-        parts = match_parts(source, visible_folders(candidate))
+        parts = match_parts(source, list_visible_folders(candidate))
         if "train" not in parts:
             continue
-        if any(map(_WORDNET_ID.fullmatch, visible_folders(candidate / parts["train"]))):
+        if any(map(_WORDNET_ID.fullmatch, list_visible_folders(candidate / parts["train"]))):
             # other data sets have a folder train/, too
             return Division(candidate, parts)
     return None

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ehm.data.sources.base import FileSource, Names, Split
-from ehm.data.sources.image_files import image_files
+from ehm.data.sources.image_files import list_image_files
 from ehm.data.sources.inventory import Unused, describe_layout
 from ehm.errors import DataError
 from ehm.storage.reading import read_rows
@@ -73,7 +73,7 @@ def open_gldv2(source: str, split: Split) -> FileSource:
     notes = [describe_layout(f"GLDv2 by {table.name}", (), len(known))]
     unused = Unused()
     named = set(images)
-    for file in image_files(root, "train", unused):
+    for file in list_image_files(root, "train", unused):
         if file not in named:
             unused.add(f"not named in {table.name}", file)
     if unused:

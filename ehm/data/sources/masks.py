@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.data.decoding.decode import open_image
-from ehm.data.decoding.deep import raw_mode
+from ehm.data.decoding.deep import find_raw_mode
 from ehm.data.decoding.orientation import read_orientation, turn_array
 from ehm.errors import BrokenImage
 
@@ -39,16 +39,16 @@ def read_mask(file: str, zero_ignored: bool = False) -> NDArray[np.uint8]:
                 f"{file}: a mask is a label image of 8 bits (grey levels or a palette) whose values are classes; "
                 f"this one has {what} (Pillow's mode {image.mode})"
             )
-        stored_as = raw_mode(image)
+        stored_as = find_raw_mode(image)
         image.load()  # which turns TIFFs, so that their size and orientation are others behind it
         labels = np.array(image, dtype=np.uint8)
-        labels = turn_array(_stored_values(labels, stored_as), read_orientation(image))
+        labels = turn_array(_restore_values(labels, stored_as), read_orientation(image))
     if zero_ignored:
         labels = np.where(labels == IGNORED, labels, labels - np.uint8(1))  # 0 - 1 is 255
     return np.ascontiguousarray(labels)
 
 
-def _stored_values(levels: NDArray[np.uint8], stored_as: str) -> NDArray[np.uint8]:
+def _restore_values(levels: NDArray[np.uint8], stored_as: str) -> NDArray[np.uint8]:
     """Return the values of a file of Pillow's grey levels, which spread 2 and 4 bits over 0 to 255."""
     if stored_as.startswith("1;I"):
         return 1 - levels

@@ -71,16 +71,16 @@ class MixedSource:
     def locate(self, index: int) -> tuple[int, int]:
         """Return the number of the source of an image, and the image's number there."""
         place = int(np.searchsorted(self.ends, index, side="right"))
-        return place, index - self._first(place)
+        return place, index - self._find_first(place)
 
     def split_indices(self, indices: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Return for each source the places in ``indices`` (n,) at which its images stand."""
         places = np.searchsorted(self.ends, indices, side="right")
         return [np.flatnonzero(places == number) for number in range(len(self.sources))]
 
-    def own_indices(self, place: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def find_own_indices(self, place: int, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the numbers that images of the source at ``place`` have there."""
-        return indices - self._first(place)
+        return indices - self._find_first(place)
 
     def repeat_by_weight(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return ``indices`` (n,) as often as the weights of their sources say."""
@@ -96,7 +96,7 @@ class MixedSource:
             weighed[rows] *= self.weights[place]
         return weighed / weighed.sum()
 
-    def _first(self, place: int) -> int:
+    def _find_first(self, place: int) -> int:
         return self.ends[place - 1] if place else 0
 
 

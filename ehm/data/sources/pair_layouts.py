@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ehm.data.sources.class_names import ADE20K_TABLE, CLASSES_FILE
-from ehm.data.sources.image_files import image_files
+from ehm.data.sources.image_files import list_image_files
 from ehm.data.sources.masks import MASK_SUFFIXES
-from ehm.data.sources.parts import MASK_FOLDERS, PARTS, Part, match_parts, refuse_address, visible_folders
+from ehm.data.sources.parts import MASK_FOLDERS, PARTS, Part, list_visible_folders, match_parts, refuse_address
 from ehm.errors import DataError
 
 __all__ = ["PairFolders", "find_pair_folders", "is_mask_file", "recognise_pairs"]
@@ -75,7 +75,7 @@ def _find_sign_of_ade20k(place: Path) -> str | None:
         return f"a folder {ADE20K}"
     if (place / ADE20K_TABLE).is_file():
         return ADE20K_TABLE
-    first = next(image_files(place / "images" / "training"), "")
+    first = next(list_image_files(place / "images" / "training"), "")
     return f"images such as {first}" if first.startswith(_ADE20K_IMAGE) else None
 
 
@@ -95,7 +95,7 @@ def find_pair_folders(source: str, root: Path) -> PairFolders:
         raise DataError(f"data.source {source}: no folder images/ with {names} beside it")
     if len(found) > 1:
         places = []
-        for images, masks_folder in map(_first_folders, found):
+        for images, masks_folder in map(_take_first_folders, found):
             places.append(f"{images.relative_to(root)} with {masks_folder.relative_to(root)}")
         raise DataError(
             f"data.source {source}: fits two arrangements of images and masks: {places[0]}, and {places[1]}; move one "
@@ -107,23 +107,23 @@ def find_pair_folders(source: str, root: Path) -> PairFolders:
     return found[0]
 
 
-def _first_folders(found: PairFolders) -> tuple[Path, Path]:
+def _take_first_folders(found: PairFolders) -> tuple[Path, Path]:
     return next(iter(found.folders.values()))
 
 
 def _find_arrangements(source: str, root: Path, masks: str) -> list[PairFolders]:
     """Return the arrangements with a folder of masks of this name: parts in both folders, both in parts, undivided."""
     found = []
-    images_parts = match_parts(source, visible_folders(root / "images"))
-    masks_parts = match_parts(source, visible_folders(root / masks))
+    images_parts = match_parts(source, list_visible_folders(root / "images"))
+    masks_parts = match_parts(source, list_visible_folders(root / masks))
     folders: dict[Part, tuple[Path, Path]] = {}
     for part in PARTS:
         if part in images_parts and part in masks_parts:
             folders[part] = (root / "images" / images_parts[part], root / masks / masks_parts[part])
     if folders:
-        others = [f"images/{name}" for name in visible_folders(root / "images")]
+        others = [f"images/{name}" for name in list_visible_folders(root / "images")]
         found.append(_make_pair_folders(root, folders, images_parts, others))
-    outer_parts = match_parts(source, visible_folders(root))
+    outer_parts = match_parts(source, list_visible_folders(root))
     complete: dict[Part, tuple[Path, Path]] = {}
     others = []
     for part, name in outer_parts.items():
@@ -148,7 +148,7 @@ def _make_pair_folders(
 
 
 def _holds_masks(pair: tuple[Path, Path]) -> bool:
-    return any(map(is_mask_file, image_files(pair[1])))
+    return any(map(is_mask_file, list_image_files(pair[1])))
 
 
 def is_mask_file(file: str) -> bool:

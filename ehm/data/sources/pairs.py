@@ -29,13 +29,13 @@ from ehm.data.decoding.depth import ValueRange
 from ehm.data.decoding.orientation import Annotated, Sized, find_annotated, spread_numbers, turn_array
 from ehm.data.sources.base import Names, Split
 from ehm.data.sources.class_names import read_ade20k_classes, read_classes_file
-from ehm.data.sources.image_files import image_files
+from ehm.data.sources.image_files import list_image_files
 from ehm.data.sources.inventory import Unused, describe_layout
 from ehm.data.sources.mask_counts import MaskCounts
 from ehm.data.sources.masks import IGNORED, read_mask
 from ehm.data.sources.pair_layouts import PairFolders, find_pair_folders, is_mask_file, recognise_pairs
 from ehm.data.sources.parts import Part, no_validation_part
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.errors import BrokenImage, DataError
 
 __all__ = ["Pair", "PairSource", "check_pairs", "open_pairs"]
@@ -141,7 +141,7 @@ def open_pairs(config: SegmentationData, split: Split = "all") -> PairSource:
     source = PairSource(
         root, Names(images), Names(masks), classes, split, is_ade20k, bool(classes), value_range=config.range
     )
-    source = _with_orientation(config, source)
+    source = _decide_orientation(config, source)
     if not classes:
         source = _number_classes(config, source)
     return replace(source, notes=(*_describe_source(source, found, unused), *source.notes))
@@ -151,10 +151,10 @@ def _describe_source(source: PairSource, found: PairFolders, unused: Unused) -> 
     kind = "ADE20K" if source.zero_ignored else "images and masks"
     notes = [describe_layout(kind, list(found.names.values()), len(source.classes))]
     if "test" in found.folders:
-        test_images = image_files(found.root, str(found.folders["test"][0].relative_to(found.root)))
+        test_images = list_image_files(found.root, str(found.folders["test"][0].relative_to(found.root)))
         unused.add_all("in the test part, which is read only if data.source names it", test_images)
     for name in found.without_masks:
-        unused.add_all("without a folder of masks", image_files(found.root, name))
+        unused.add_all("without a folder of masks", list_image_files(found.root, name))
     if unused:
         notes.append(unused.describe())
     return tuple(notes)
@@ -167,7 +167,7 @@ def check_pairs(
 
     Images that cannot be read are left out: the loader replaces them. The values of masks are added to ``counts``.
     """
-    return list(filter(None, in_threads(partial(_check_pair, source, counts), indices, threads)))
+    return list(filter(None, map_in_threads(partial(_check_pair, source, counts), indices, threads)))
 
 
 def _check_pair(source: PairSource, counts: MaskCounts | None, index: int) -> str:
@@ -195,11 +195,11 @@ def _find_misfit(file: str, labels: NDArray[np.uint8], size: tuple[int, int], cl
     )
 
 
-def _with_orientation(config: SegmentationData, source: PairSource) -> PairSource:
+def _decide_orientation(config: SegmentationData, source: PairSource) -> PairSource:
     """Return the source with what is stated, or what sizes tell, about the pixels that masks were drawn on."""
     if config.annotated != "auto":
         return replace(source, annotated=config.annotated)
-    sized = in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
+    sized = map_in_threads(partial(_read_sized, source), spread_numbers(len(source)), config.workers)
     annotated, note = find_annotated(config.source, filter(None, sized))
     return replace(source, annotated=annotated, notes=note)
 
@@ -221,12 +221,12 @@ def _read_sized(source: PairSource, index: int) -> Sized | None:
 def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unused) -> tuple[list[str], list[str]]:
     """Return the paths below ``root`` of all images, sorted, and of their masks."""
     passed_over = Unused()
-    files = list(image_files(images, unused=passed_over))  # relative to ``images``
+    files = list(list_image_files(images, unused=passed_over))  # relative to ``images``
     unused.merge(passed_over.rows(), f"{images.relative_to(root)}/")
     if not files:
         raise DataError(f"data.source {source}: no images in {images}")
     known: dict[str, str] = {}
-    for file in filter(is_mask_file, image_files(masks)):
+    for file in filter(is_mask_file, list_image_files(masks)):
         # by the name without suffix: photographs are mostly JPEGs, and masks are not
         other = known.setdefault(os.path.splitext(file)[0], file)
         if other != file:
@@ -248,7 +248,7 @@ def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unu
 
 def _number_classes(config: SegmentationData, source: PairSource) -> PairSource:
     """Give the source classes 0 to the largest value in any mask, for want of names."""
-    largest = max(in_threads(partial(_find_largest, source), range(len(source)), config.workers), default=-1)
+    largest = max(map_in_threads(partial(_find_largest, source), range(len(source)), config.workers), default=-1)
     if largest < 0:
         problems = check_pairs(source, range(1), 0)
         if problems:

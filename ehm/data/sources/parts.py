@@ -28,11 +28,11 @@ __all__ = [
     "Part",
     "SampleFinder",
     "divide_by_layout",
+    "list_visible_folders",
     "match_parts",
     "name_part",
     "no_validation_part",
     "refuse_address",
-    "visible_folders",
 ]
 
 Part = Literal["train", "val", "test"]
@@ -106,7 +106,7 @@ def match_parts(source: str, names: Iterable[str]) -> dict[Part, str]:
     return {part: found[part] for part in PARTS if part in found}
 
 
-def visible_folders(root: Path) -> list[str]:
+def list_visible_folders(root: Path) -> list[str]:
     """Return the names of the subfolders that are not hidden, sorted; none if ``root`` is no folder."""
     if not root.is_dir():
         return []
@@ -166,7 +166,7 @@ def divide_by_layout(source: str, layout: str, finder: SampleFinder) -> Division
 
 def _divide_folder(source: str, root: Path, finder: SampleFinder, certain: bool) -> Division | None:
     """Return the parts in ``root``, None if it has none. ``certain`` says that names like those of parts are parts."""
-    folders = visible_folders(root)
+    folders = list_visible_folders(root)
     if not any(map(name_part, folders)):
         return None  # without looking into each, which takes long in large sets
     filled = []
@@ -193,7 +193,7 @@ def _divide_folder(source: str, root: Path, finder: SampleFinder, certain: bool)
 def _divide_only_folder(source: str, root: Path, finder: SampleFinder, certain: bool) -> Division | None:
     """Return the parts in the only folder of ``root`` that holds samples, as an unpacked archive has them."""
     filled: list[str] = []
-    for name in visible_folders(root):
+    for name in list_visible_folders(root):
         if finder.below(root / name):
             filled.append(name)
         if len(filled) > 1:
@@ -210,13 +210,13 @@ def _share_class_folders(division: Division) -> bool:
     """Return whether the training part and another part have a folder of the same name: a class of both."""
     if "train" not in division.parts:
         return False
-    classes = set(visible_folders(division.folder("train")))
+    classes = set(list_visible_folders(division.folder("train")))
     measured = [part for part in division.parts if part != "train"]
-    return any(classes & set(visible_folders(division.folder(part))) for part in measured)
+    return any(classes & set(list_visible_folders(division.folder(part))) for part in measured)
 
 
 def _has_class_folders(root: Path, finder: SampleFinder) -> bool:
-    return len(visible_folders(root)) > 1 and not finder.directly(root)
+    return len(list_visible_folders(root)) > 1 and not finder.directly(root)
 
 
 def _fits_two_layouts(source: str, division: Division) -> DataError:

@@ -11,7 +11,15 @@ from typing import Protocol, TypeVar
 
 from ehm.data.sources.image_files import has_image_suffix
 from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_sample_file
-from ehm.data.sources.parts import PARTS, SPELLINGS, Part, SampleFinder, divide_by_layout, name_part, visible_folders
+from ehm.data.sources.parts import (
+    PARTS,
+    SPELLINGS,
+    Part,
+    SampleFinder,
+    divide_by_layout,
+    list_visible_folders,
+    name_part,
+)
 from ehm.errors import DataError
 
 __all__ = [
@@ -108,7 +116,7 @@ def is_pattern(source: str) -> bool:
 
 def holds_shards(root: Path) -> bool:
     """Return whether a folder, or one of its parts, holds .tar files."""
-    parts = filter(name_part, visible_folders(root))
+    parts = filter(name_part, list_visible_folders(root))
     return _has_tar_files(root) or any(_has_tar_files(root / part) for part in parts)
 
 

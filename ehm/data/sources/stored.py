@@ -23,7 +23,7 @@ from ehm.data.stores.addresses import check_address, is_address
 from ehm.data.stores.cache import Cache
 from ehm.data.stores.reader import StoreReader, name_group, name_version
 from ehm.data.stores.store import Store, StoredFile
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 
 if TYPE_CHECKING:
     from ehm.config import ImageData
@@ -76,7 +76,7 @@ def _open_shards(
     def index_file(file: StoredFile) -> TarIndex:
         return context.copy().run(read_stored_index, reader, file)
 
-    indexes = dict(zip(reader.files, in_threads(index_file, reader.files, _INDEXED_AT_ONCE), strict=True))
+    indexes = dict(zip(reader.files, map_in_threads(index_file, reader.files, _INDEXED_AT_ONCE), strict=True))
     opened = make_shard_source(source, split, parts, indexes.__getitem__, unused)
     # in the order in which the source numbers those of its part
     by_address = {file.address: file for file in reader.files}

@@ -164,7 +164,7 @@ def _index_members(name: str, stream: IO[bytes]) -> TarIndex:
     beside_images: set[str] = set()
     for sample in samples:
         if sample.plain:
-            beside_images.update(map(_suffix_of, sample.longer))
+            beside_images.update(map(_find_suffix, sample.longer))
     rows: list[tuple[int, int, int]] = []
     names: list[str] = []
     for sample in samples:
@@ -200,7 +200,7 @@ def _read_sample(file: str, tar: tarfile.TarFile, members: Iterable[tarfile.TarI
     members = list(members)
     sample = _Sample(members[0].name)
     for member in members:
-        suffix = _suffix_of(member)
+        suffix = _find_suffix(member)
         if suffix in (".cls", ".json"):
             sample.label = max(sample.label, _read_label(file, tar, member))
         elif has_image_suffix(member.name):
@@ -218,7 +218,7 @@ def _choose_image(sample: _Sample, beside_images: set[str], unused: Unused) -> t
     image = None
     if sample.plain:
         image = sample.plain[0]
-    elif len(sample.longer) == 1 and _suffix_of(sample.longer[0]) not in beside_images:
+    elif len(sample.longer) == 1 and _find_suffix(sample.longer[0]) not in beside_images:
         image = sample.longer[0]
     others = [member.name for member in sample.plain + sample.longer if member is not image]
     if image is not None or len(others) == 1:
@@ -232,7 +232,7 @@ def _choose_image(sample: _Sample, beside_images: set[str], unused: Unused) -> t
     return image
 
 
-def _suffix_of(member: tarfile.TarInfo) -> str:
+def _find_suffix(member: tarfile.TarInfo) -> str:
     return split_member_name(member.name)[1]
 
 

@@ -23,7 +23,7 @@ from ehm.data.sources.coco import CocoSource
 from ehm.data.sources.inventory import Unused, describe_layout, describe_parts
 from ehm.data.sources.parts import Part, no_validation_part
 from ehm.data.sources.yolo_layouts import find_yolo
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.errors import BrokenImage, DataError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import read_text, shorten
@@ -56,7 +56,7 @@ def open_yolo(config: DetectionData, split: Split, masks: bool = True) -> CocoSo
     records: list[dict[str, Any]] = []
     annotations: list[tuple[dict[str, Any], ...]] = []
     unusable: list[str] = []
-    sizes = in_threads(partial(_read_size, annotated), files, config.workers)
+    sizes = map_in_threads(partial(_read_size, annotated), files, config.workers)
     for file, size in zip(files, sizes, strict=True):
         if size is None:
             unused.add("that cannot be read", file)

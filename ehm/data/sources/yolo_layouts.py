@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from ehm.config.loading import read_mapping
-from ehm.data.sources.image_files import image_files
-from ehm.data.sources.parts import Part, match_parts, visible_folders
+from ehm.data.sources.image_files import list_image_files
+from ehm.data.sources.parts import Part, list_visible_folders, match_parts
 from ehm.errors import DataError
 from ehm.storage.reading import read_text
 
@@ -73,12 +73,12 @@ def _find_description(root: Path) -> Path | None:
 def _list_image_folders(source: str, root: Path) -> dict[Part, Path]:
     """Return the folder of images of each part that has a folder of labels beside it."""
     found: dict[Part, Path] = {}
-    for part, name in match_parts(source, visible_folders(root / _IMAGES)).items():
+    for part, name in match_parts(source, list_visible_folders(root / _IMAGES)).items():
         if (root / _LABELS / name).is_dir():
             found[part] = root / _IMAGES / name
     if found:
         return found
-    for part, name in match_parts(source, visible_folders(root)).items():
+    for part, name in match_parts(source, list_visible_folders(root)).items():
         if (root / name / _IMAGES).is_dir() and (root / name / _LABELS).is_dir():
             found[part] = root / name / _IMAGES
     if found:
@@ -152,7 +152,7 @@ def _resolve(file: Path, base: Any, entry: str) -> Path:
 
 
 def _list_images(folder: Path) -> tuple[str, ...]:
-    return tuple(os.path.normpath(folder / name) for name in image_files(folder))
+    return tuple(os.path.normpath(folder / name) for name in list_image_files(folder))
 
 
 def _read_class_list(root: Path) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from ehm.data.decoding.depth import ValueRange
 from ehm.data.decoding.orientation import Head, turn_boxes
 from ehm.data.sources.base import Names, Split
 from ehm.data.sources.folder import open_folder
-from ehm.data.sources.parts import name_part, visible_folders
+from ehm.data.sources.parts import list_visible_folders, name_part
 from ehm.errors import BrokenImage, DataError
 from ehm.tasks.retrieval.answers import (
     ANSWER_KINDS,
@@ -125,7 +125,7 @@ def open_benchmark(location: str) -> Benchmark:
         return _open_revisited(found[0])
     if (path / "queries").is_dir() and (path / "database").is_dir():
         return _open_query_folders(path)
-    parts = [name for name in visible_folders(path) if name_part(name) is not None]
+    parts = [name for name in list_visible_folders(path) if name_part(name) is not None]
     if parts:
         raise DataError(
             f"benchmark {location}: {parts[0]}/ is named like a part of a data set and not like a class; name the "

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ehm.data import decode_image
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.errors import BrokenImage
 
 RNG = np.random.default_rng(0)
@@ -183,7 +183,7 @@ def test_threads_leave_the_filters_of_warnings_alone(monkeypatch):
         except BrokenImage:
             return None
 
-    assert list(in_threads(side, files, 4)) == [9, None] * 200
+    assert list(map_in_threads(side, files, 4)) == [9, None] * 200
     assert warnings.filters == before
 
 

@@ -20,7 +20,7 @@ from ehm.config import AscendConfig
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import TensorRecord
 from ehm.deploy.bundle.staging import stage_bundle
-from ehm.deploy.export.engines.ascend import atc_command, has_atc, run_atc, write_scripts
+from ehm.deploy.export.engines.ascend import build_atc_command, has_atc, run_atc, write_scripts
 from ehm.deploy.predict.runtime import PROVIDERS
 from ehm.errors import ExportError
 
@@ -150,7 +150,7 @@ def test_the_guide_shows_the_command():
     guide = (ROOT / "docs/export.md").read_text(encoding="utf-8").replace("\\\n", "")
     shown = next(line for line in guide.splitlines() if line.strip().startswith("atc "))
     images = IMAGES.model_copy(update={"shape": ("batch", 3, 224, 224)})
-    assert shown.split()[:-3] == atc_command(images, AscendConfig()).split()
+    assert shown.split()[:-3] == build_atc_command(images, AscendConfig()).split()
 
 
 def test_an_atc_that_makes_nothing_is_an_error(folder, install):

@@ -112,7 +112,7 @@ def test_networks_of_whole_images_crop_nothing(predictors):
 
 def test_a_card_shows_code_where_a_few_lines_are_enough(predictors):
     for task, predictor in predictors.items():
-        code = "\n".join(predictor.handler.example_code())
+        code = "\n".join(predictor.handler.write_example_code())
         compile(code, "card", "exec")
         assert ("onnxruntime" in code) == (task != "detection")
     assert "longer one 80, at most 60 x 80" in predictors["detection"].handler.describe_input()

@@ -15,7 +15,7 @@ from ehm.deploy import bench
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import BatchRange
 from ehm.deploy.predict.predictor import Predictor
-from ehm.deploy.predict.runtime import installed_devices, open_session
+from ehm.deploy.predict.runtime import list_installed_devices, open_session
 from ehm.errors import BackendError, ConfigError, EhmError
 
 KNOWN = {
@@ -133,7 +133,7 @@ def test_the_bench_leaves_int8_out(asked, tmp_path, monkeypatch, capsys):
 
 def test_only_who_asks_for_it_waits_for_a_compiler(asked, tmp_path):
     """TensorRT's provider comes with that of CUDA, installed or not."""
-    assert installed_devices() == ["cuda", "cpu"]
+    assert list_installed_devices() == ["cuda", "cpu"]
 
 
 def test_a_provider_that_is_absent_or_cannot_start_is_one_sentence(tmp_path, monkeypatch):

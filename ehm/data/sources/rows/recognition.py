@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from ehm.data.sources.parts import name_part, visible_folders
+from ehm.data.sources.parts import list_visible_folders, name_part
 from ehm.data.sources.rows.columns import holds_image_bytes
 
 __all__ = ["holds_rows", "names_rows"]
@@ -26,7 +26,7 @@ def names_rows(source: str) -> bool:
 
 def holds_rows(root: Path) -> bool:
     """Return whether a folder, or one of its parts, holds such files."""
-    folders = [root, *(root / name for name in visible_folders(root) if name_part(name) is not None)]
+    folders = [root, *(root / name for name in list_visible_folders(root) if name_part(name) is not None)]
     return any(_has_rows(folder) for folder in folders)
 
 

@@ -21,7 +21,7 @@ from ehm.data.sources.rows.index import UNLABELLED, RowIndex, read_row_index
 from ehm.data.sources.rows.reader import RowReader
 from ehm.data.stores.cache import Cache
 from ehm.data.stores.store import Store, StoredFile
-from ehm.data.threads import in_threads
+from ehm.data.threads import map_in_threads
 from ehm.errors import DataError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def open_rows(
     def index_file(file: StoredFile) -> RowIndex:
         return read_row_index(store, cache, file, wanted)
 
-    index_of = dict(zip(files, in_threads(index_file, files, _INDEXED_AT_ONCE), strict=True))
+    index_of = dict(zip(files, map_in_threads(index_file, files, _INDEXED_AT_ONCE), strict=True))
     chosen = [file for part, found in parts.items() if part != "test" and split in ("all", part) for file in found]
     indexes = [index_of[file] for file in chosen]
     if not sum(len(index.names) for index in indexes):
