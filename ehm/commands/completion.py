@@ -30,7 +30,7 @@ from ehm.tasks.registry import TASKS
 __all__ = ["print_completion"]
 
 _MINDSPORE_TARGETS = ("mindspore:cpu", "mindspore:ascend")
-"""What ``--device mindspore`` stands for, by name. The backend has a table of them, but imports MindSpore."""
+"""The devices that ``--device mindspore`` chooses between. The backend has a table of them, but imports MindSpore."""
 _WORDS = {
     "precision": get_args(Precision),
     "index": get_args(IndexKind),

@@ -12,7 +12,7 @@ from ehm.config.values import Count, Positive, require_match
 
 __all__ = ["AscendConfig", "BatchesConfig", "CalibrationConfig", "ExportConfig", "TritonConfig"]
 
-_Name = Annotated[str, AfterValidator(require_match(r"[\w.-]*", "of letters, digits, '_', '-' and '.'"))]
+_Name = Annotated[str, AfterValidator(require_match(r"[\w.-]*", "made of letters, digits, '_', '-' and '.'"))]
 _Uri = Annotated[str, AfterValidator(require_match(r"[a-z0-9+]+://.+", "a URI, for example s3://BUCKET/FOLDER"))]
 _Word = Annotated[str, AfterValidator(require_match(r"\w+", "one word, for example Ascend910B3"))]
 

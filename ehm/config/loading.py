@@ -10,37 +10,22 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from ehm.config.commands import COMMANDS, list_names, recognise_command
+from ehm.config.commands import COMMANDS, recognise_command
 from ehm.config.renamed import rename_keys
 from ehm.config.section import Section
+from ehm.config.validation_errors import explain_errors
 from ehm.errors import ConfigError
 from ehm.storage.names import escape_undecodable
 from ehm.storage.reading import describe_value, read_text, shorten
-from ehm.suggestions import suggest, suggest_path
+from ehm.suggestions import suggest_path
 
 __all__ = ["load_config", "locate_config", "read_config", "read_mapping", "shipped_configs"]
 
 C = TypeVar("C", bound=Section)
 _YAML_ERRORS = (yaml.YAMLError, ValueError, RecursionError)
 """The errors of PyYAML: ValueError for a date that does not exist and for an integer of more than 4,300 digits."""
-
-_CHOICE = re.compile(r"'([^']*)'")
-"""A value in the list of those that would be right: ``'mae', 'simmim' or 'beit'``."""
-
-_YAML_WORDS = {
-    "tuple_type": "should be a list",
-    "model_type": "should be a section of keys and values",
-    "bool_parsing": "should be true or false",
-    "int_parsing": "should be a whole number",
-    "int_type": "should be a whole number",
-    "int_from_float": "should be a whole number",
-    "float_parsing": "should be a number",
-    "float_type": "should be a number",
-    "string_type": "should be text",
-}
-"""Messages for the errors of pydantic that speak of Python instead of YAML, by their type."""
 
 
 def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = ()) -> C:
@@ -70,10 +55,9 @@ def load_config(kind: type[C], file: str | Path | Mapping[str, Any] | None, over
     except ValidationError as error:
         if command is not None:
             raise ConfigError(f"{origin}: is a configuration of {command}, not of {COMMANDS[kind]}") from None
-        reasons = [_explain_error(detail, kind) for detail in error.errors()]
         if overrides:
             origin = "--set" if file is None else f"{origin} with --set"
-        raise ConfigError(f"{origin}: {'; '.join(reasons)}") from None
+        raise ConfigError(f"{origin}: {'; '.join(explain_errors(error, kind))}") from None
 
 
 def shipped_configs() -> list[str]:
@@ -137,32 +121,3 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         values[leaf] = yaml.safe_load(text)
     except _YAML_ERRORS:
         raise ConfigError(f"--set {shorten(override)}: {describe_value(text)} is not a YAML value") from None
-
-
-def _explain_error(detail: Any, kind: type[Section]) -> str:
-    """Explain an error of pydantic: the key, the values that would be right, and the one that was given."""
-    key = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        known = ", ".join(_find_section(detail, kind).model_fields)
-        return f"{key}: unknown key{suggest_path(key, list_names(kind))}; known here are {known}"
-    message = str(detail["msg"]).removeprefix("Value error, ").removeprefix("Input ").split(", unable to parse")[0]
-    message = _YAML_WORDS.get(detail["type"], message)
-    if detail["type"] == "too_short":
-        message = f"should have at least {detail['ctx']['min_length']} values"
-    if detail["type"] in ("missing", "too_long"):  # of a list with a fixed length; the key ends with a position
-        return f"{key.rstrip('.0123456789')}: wrong number of values in {describe_value(detail['input'])}"
-    # a check of the whole configuration or of a section, whose message names the keys itself
-    if not key or message.startswith(f"{key}."):
-        return message
-    if isinstance(detail["input"], dict):
-        return f"{key}: {message}"
-    nearest = suggest(str(detail["input"]), _CHOICE.findall(message))
-    return f"{key}: {message}, not {describe_value(detail['input'])}{nearest}"
-
-
-def _find_section(detail: Any, kind: type[BaseModel]) -> Any:
-    """Return the class of the section that holds the key of an error."""
-    section: Any = kind
-    for part in detail["loc"][:-1]:
-        section = section.model_fields[part].annotation
-    return section

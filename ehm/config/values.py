@@ -55,7 +55,7 @@ def require_match(pattern: str, meaning: str) -> Callable[[str], str]:
 
 def _check_black_and_white(value: tuple[float, float]) -> tuple[float, float]:
     if value[0] >= value[1]:
-        raise ValueError(f"should rise: [black, white], for example [0, 4095], not {list(value)}")
+        raise ValueError("should rise: [black, white], for example [0, 4095]")
     return value
 
 
@@ -65,9 +65,10 @@ def _write_number(value: Any) -> Any:
 
 
 def _expand_square(value: Any) -> Any:
-    if isinstance(value, int):
+    # bool is a subclass of int, so isinstance would accept true
+    if type(value) is int:
         return value, value
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
         raise ValueError("should be a number of pixels or [height, width]")
     return value
 
@@ -81,10 +82,11 @@ def _check_stages(value: Any) -> Any:
 
 
 def _check_decay(value: Any) -> Any:
-    ends = value if isinstance(value, (list, tuple)) else [value]
-    numbers = [end for end in ends if isinstance(end, (int, float)) and not isinstance(end, bool)]
+    ends = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+    # bool is a subclass of int, so isinstance would accept true
+    are_numbers = all(type(end) in (int, float) for end in ends)
     # an average with a decay of 1 from the beginning would never move
-    if not 1 <= len(ends) == len(numbers) <= 2 or not 0 < numbers[0] < 1 or not numbers[0] <= numbers[-1] <= 1:
+    if not are_numbers or not 0 < ends[0] < 1 or not ends[0] <= ends[-1] <= 1:
         raise ValueError("should be a number between 0 and 1, or two that rise, for example [0.996, 1]")
     return value
 

@@ -110,11 +110,10 @@ def _name_encoder(spec: EncoderSpec) -> str:
 
 def _describe_sizes(spec: EncoderSpec) -> dict[str, Any]:
     """Return the values of the section ``model`` that give ``spec``, whatever the encoder's name."""
-    values: dict[str, Any] = {"width": spec.width, "heads": spec.heads}
+    values: dict[str, Any] = {"width": spec.width, "heads": spec.heads, "mlp_ratio": spec.mlp_ratio}
     if isinstance(spec, SwinSpec):
         return values | {"depth": spec.depths}
-    form = spec.form.model_dump(mode="json")
-    return values | {"depth": spec.depth, "mlp_ratio": spec.mlp_ratio, "relative": spec.relative, "form": form}
+    return values | {"depth": spec.depth, "relative": spec.relative, "form": spec.form.model_dump(mode="json")}
 
 
 def select_initial_arrays(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ehm.config.encoders.base import BaseSpec, SizeOverrides
+from ehm.config.encoders.form import PLAIN
 
 __all__ = ["SWIN_PRESETS", "SwinSpec"]
 
@@ -114,6 +115,10 @@ class SwinSpec(BaseSpec):
                 raise ValueError(
                     f"model.heads {list(heads)}: stage {stage + 1} is {stage_width} wide, no multiple of {count}"
                 )
-        spec = cls(image_size, patch_size, width, tuple(depths), tuple(heads), model.window or 1, channels=channels)
+        if model.form != PLAIN:
+            raise ValueError(f"model.form with {model.form.differences}: {encoder} has none; only a ViT has")
+        mlp_ratio = model.mlp_ratio or cls.mlp_ratio
+        window = model.window or 1  # until the grid is known
+        spec = cls(image_size, patch_size, width, tuple(depths), tuple(heads), window, mlp_ratio, channels)
         spec.check_image_size(f"{spec.stride}, the stride of {encoder} with patch_size {patch_size}")
         return spec if model.window else replace(spec, window=min(spec.grid))

@@ -10,6 +10,7 @@ from ehm.config import (
     FinetuneConfig,
     ModelConfig,
     ProbeConfig,
+    StudyConfig,
     TrainConfig,
     VisionLanguageConfig,
     load_config,
@@ -110,7 +111,18 @@ def test_a_section_given_in_part_keeps_the_other_defaults_of_its_recipe():
         (["data.flip=maybe"], "data.flip: should be true or false, not 'maybe'"),
         (["data.workers=two"], "data.workers: should be a whole number, not 'two'"),
         (["image_size=wide"], "image_size: should be a number of pixels or [height, width], not 'wide'"),
-        (["image_size=[96, 96, 3]"], "image_size: wrong number of values in [96, 96, 3]"),
+        (["image_size=[96, 96, 3]"], "image_size: should be a number of pixels or [height, width], not [96, 96, 3]"),
+        (["image_size=true"], "image_size: should be a number of pixels or [height, width], not True"),
+        (["optim.betas=[0.9]"], "optim.betas: wrong number of values in [0.9]"),
+        (["optim.ema_decay=[0.9]"], "ema_decay: should be a number between 0 and 1, or two that rise, for example"),
+        (["data.range=[3, 1]"], "data.range: should rise: [black, white], for example [0, 4095], not [3, 1]"),
+        (["data.columns.label=[a]"], "data.columns.label: should be text, or have at least 2 values, not ['a']"),
+        (
+            ["data.sources=[{source: a, wieght: 2}]"],
+            "data.sources.0.wieght: unknown key (did you mean data.sources.0.weight?); known here are source, layout, ",
+        ),
+        (["data.sources=[{source: a, columns: {x: 1}}]"], "data.sources.0.columns.x: unknown key; known here are path"),
+        (["data.sources=[{source: a}, {weight: -1}]"], "data.sources.1.source: is missing; data.sources.1.weight: "),
         (["image_size=100"], "image_size [100, 100] is not a multiple of patch_size 16"),
         (["model=3"], "model: should be a section of keys and values, not 3"),
         (["model.width=100"], "model.width 100 is not a multiple of model.heads 12"),
@@ -152,7 +164,16 @@ def test_all_errors_come_at_once():
         assert re.search(rf"(^|[:;] ){re.escape(key)}: ", text), text
 
 
+def test_errors_of_a_study_name_its_arms_and_its_measurements():
+    assert "arms.one.overides: unknown key" in message(StudyConfig, ["arms.one.overides=[]"])
+    assert "measure.0.folds: should be greater than or equal to 2, not 1" in message(StudyConfig, ["measure.folds=1"])
+    assert "measure.0.fold: unknown key (did you mean measure.0.folds?)" in message(StudyConfig, ["measure.fold=3"])
+
+
 def test_errors_of_the_downstream_tasks():
+    assert "class_weights: should be 'balanced', or be a list, not 'balancd' (did you mean balanced?)" in message(
+        FinetuneConfig, ["class_weights=balancd"]
+    )
     assert "fold 5 does not exist: with folds 5 it is 0 to 4" in message(FinetuneConfig, ["fold=5"])
     assert "vision_language keeps no moving average" in message(VisionLanguageConfig, ["optim.ema_decay=0.9"])
     text = message(ProbeConfig, ["frozen=false", "layer_decay=0.5"])
@@ -163,7 +184,7 @@ def test_errors_of_the_downstream_tasks():
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("triton.name=a/b", "triton.name: should be of letters, digits, '_', '-' and '.', not 'a/b'"),
+        ("triton.name=a/b", "triton.name: should be made of letters, digits, '_', '-' and '.', not 'a/b'"),
         (
             "triton.storage_uri=models",
             "triton.storage_uri: should be a URI, for example s3://BUCKET/FOLDER, not 'models'",

@@ -5,6 +5,7 @@ import pytest
 from ehm.config import FinetuneConfig, TrainConfig, load_config
 from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.errors import ConfigError
+from ehm.models.parameters import list_encoder_shapes
 
 SWIN = ["objective=simmim", "encoder=swin_base"]
 
@@ -35,6 +36,11 @@ def test_a_swins_stages_are_lists():
     spec = settings(*SWIN, *overrides, "mask.unit=16").spec
     assert spec == SwinSpec((64, 96), 4, width=24, depths=(1, 2, 1), heads=(1, 2, 4), window=4)
     assert (spec.stride, spec.grid, spec.patches, spec.features, spec.blocks) == (16, (4, 6), 24, 96, 4)
+
+
+def test_a_swin_has_the_mlps_that_are_asked_for():
+    shapes = list_encoder_shapes(settings(*SWIN, "model.mlp_ratio=2").spec, "norm")
+    assert shapes["layers.0.blocks.0.mlp.fc1.weight"] == (2 * 128, 128)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +115,7 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
         (["model.window=7"], "model.window 7: vit_base has no windows; only a Swin has"),
         (["model.depth=[2, 2]"], "model.depth and model.heads of vit_base are one number each; only a Swin has stages"),
         (["model.heads=[2]"], "model.depth and model.heads of vit_base are one number each; only a Swin has stages"),
+        ([*SWIN, "model.form.registers=4"], "model.form with registers 4: swin_base has none; only a ViT has"),
         ([*SWIN, "model.depth=4"], "model.depth and model.heads of swin_base are lists of one number a stage, equally"),
         ([*SWIN, "model.depth=[2, 2]"], "model.depth and model.heads of swin_base are lists of one number a stage"),
         ([*SWIN, "model.heads=[4, 8, 12, 32]"], "model.heads [4, 8, 12, 32]: stage 3 is 512 wide, no multiple of 12"),

@@ -1,6 +1,9 @@
 """The keys of an encoder that a file names are void if ``model.init`` is set to other weights beside it."""
 
 from ehm.config import TrainConfig, load_config
+from ehm.config.encoders import SwinSpec
+from ehm.models.pretraining import adopt_encoder
+from ehm.models.weights import Provenance, Weights
 
 FILE = {
     "encoder": "vit_tiny",
@@ -36,3 +39,10 @@ def test_an_encoder_that_was_taken_over_is_given_from_then_on():
     assert not taken.awaits_encoder
     assert (taken.spec.width, taken.spec.image_size, taken.data.mean) == (48, (64, 64), (0.5, 0.5, 0.5))
     assert (taken.data.source, taken.model.init) == ("images", "weights.pth")
+
+
+def test_a_swin_that_was_taken_over_keeps_its_mlps():
+    spec = SwinSpec((64, 64), 4, width=24, depths=(1, 1, 1), heads=(1, 2, 4), window=4, mlp_ratio=2.0)
+    config = TrainConfig(objective="simmim", image_size=64, mask={"unit": 16}, model={"init": "swin.pth"})
+    taken, _ = adopt_encoder(config, Weights({}, Provenance("swin.pth", "file"), spec))
+    assert taken.spec == spec
