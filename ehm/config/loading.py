@@ -76,7 +76,9 @@ def locate_config(name: str) -> Path:
     if shipped.is_file():
         return shipped
     nearest = suggest_path(name, shipped_configs(), "/")
-    raise ConfigError(f"--config {name}: no such file, and no shipped one{nearest}; ehm configs lists those")
+    raise ConfigError(
+        f"{name}: no such file, and no shipped configuration of that name{nearest}; ehm configs lists them"
+    )
 
 
 def read_config(file: str | Path) -> dict[str, Any]:

@@ -144,7 +144,7 @@ def test_a_wrong_word_is_one_sentence_with_the_nearest_name(line, sentence, caps
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("train --config elpv/pretrian", "no such file, and no shipped one (did you mean elpv/pretrain?)"),
+        ("train --config elpv/pretrian", "no shipped configuration of that name (did you mean elpv/pretrain?)"),
         ("train --device cdua", " (did you mean cuda?)"),
         ("finetune --task detecton", " (did you mean detection?)"),
         ("probe run.trackers=[tensorbord]", " (did you mean tensorboard?)"),

@@ -232,7 +232,7 @@ def test_a_binary_file_is_one_sentence(tmp_path):
 
 
 def test_a_missing_file_says_where_names_are_listed():
-    said = "--config nowhere: no such file, and no shipped one; ehm configs lists those"
+    said = "nowhere: no such file, and no shipped configuration of that name; ehm configs lists them"
     with pytest.raises(ConfigError, match=said):
         load_config(TrainConfig, "nowhere")
 

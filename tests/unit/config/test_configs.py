@@ -153,5 +153,5 @@ def test_the_command_lists_one_folder_or_shows_one_file(capsys):
     assert main(["configs", "elpv/probe"]) == 0
     assert capsys.readouterr().out == (CONFIGS / "elpv/probe.yaml").read_text()
     assert main(["configs", "elpv/nothing"]) == 2
-    said = "--config elpv/nothing: no such file, and no shipped one; ehm configs lists those"
+    said = "elpv/nothing: no such file, and no shipped configuration of that name; ehm configs lists them"
     assert said in capsys.readouterr().err
