@@ -1,4 +1,4 @@
-"""Cosines and shares of the same answers between the outputs of two networks on the same images."""
+"""Cosines of outputs and of features, and shares of the same answers of two networks on the same images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Comparison", "compute_cosines"]
+__all__ = ["Comparison", "compute_cosines", "scale_to_length_1"]
+
+_LEAST_LENGTH = np.float32(1e-12)
+"""The least length that features are divided by, as in torch's ``normalize``."""
 
 
 @dataclass(frozen=True)
@@ -30,3 +33,10 @@ def compute_cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[n
     # a row of zeros has no direction: its cosine is 0 rather than not a number
     cosines: NDArray[np.float64] = np.sum(x * y, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
     return cosines
+
+
+def scale_to_length_1(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return features (..., D) divided by their length, so that inner products are cosines; zeros stay zeros."""
+    lengths = np.linalg.norm(features, axis=-1, keepdims=True)
+    directions: NDArray[np.float32] = features / np.maximum(lengths, _LEAST_LENGTH)
+    return directions

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.deploy.bundle.manifest import IndexKind
+from ehm.deploy.predict.comparison import scale_to_length_1
 from ehm.errors import BackendError, ConfigError, DataError
 from ehm.installation import build_install_command
 from ehm.storage.writing import replace_file
@@ -45,9 +46,8 @@ def write_index(folder: Path, features: NDArray[np.float32], kind: IndexKind) ->
     """
     faiss: Any = import_module("faiss")
     count, width = features.shape
-    # of length 1, so that inner products are cosines; zeros stay zeros
-    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), np.float32(1e-12))
-    # inner products of unit vectors are cosines
+    directions = scale_to_length_1(features)
+    # inner products of these are cosines
     index: Any = faiss.IndexFlatIP(width)
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(width, 32, faiss.METRIC_INNER_PRODUCT)

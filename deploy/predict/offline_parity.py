@@ -13,6 +13,7 @@ import numpy as np
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import OFFLINE_MODEL, Ascend, OfflineParity, Precision
 from ehm.deploy.predict.ascend_device import open_device
+from ehm.deploy.predict.comparison import compute_cosines
 from ehm.deploy.predict.offline_model import OfflineSession
 from ehm.deploy.predict.parity_images import make_inputs
 from ehm.deploy.predict.runtime import OFFLINE_DEVICE, open_session
@@ -82,9 +83,5 @@ def _smallest_cosine(expected: NDArray[np.float32], found: NDArray[np.float32]) 
     """Return the smallest cosine between rows (B, ...); -1 if a value is not finite, 1 for rows of zeros in both."""
     if not np.isfinite(found).all():
         return -1.0
-    x = expected.reshape(len(expected), -1).astype(np.float64)
-    y = found.reshape(len(found), -1).astype(np.float64)
-    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
-    cosines = np.sum(x * y, axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
-    both_zero = ~(x.any(axis=1) | y.any(axis=1))
-    return float(np.where(both_zero, 1.0, cosines).min())
+    is_zero = [not values.any() for values in np.concatenate([expected, found], axis=1)]
+    return float(np.where(is_zero, 1.0, compute_cosines(expected, found)).min())

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ehm.deploy.export.graphs.nodes import add_graph_constant, remove_unused_constants
+from ehm.deploy.export.graphs.nodes import add_graph_constant, read_attributes, remove_unused_constants
 
 __all__ = ["lacks_float32_convolution", "write_convolutions_out"]
 
@@ -57,7 +57,7 @@ def write_convolutions_out(model: ModelProto) -> bool:
 
 def _cuts_patches(node: NodeProto, weight: NDArray[np.float32], sizes: list[int]) -> bool:
     """Return whether a convolution of images of ``sizes`` (B, C, H, W) moves by its kernel's own size, without rest."""
-    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    attributes = read_attributes(node)
     kernel = list(weight.shape[2:])
     return (
         node.op_type == "Conv"

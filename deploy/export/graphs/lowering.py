@@ -21,7 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 
-from ehm.deploy.export.graphs.nodes import remove_unused_constants
+from ehm.deploy.export.graphs.nodes import read_attributes, remove_unused_constants
 
 __all__ = ["InexpressibleError", "lower_to_17"]
 
@@ -86,7 +86,7 @@ class _Lowering:
 
     def _replace_reduction(self, node: NodeProto) -> list[NodeProto]:
         """Bring the axes back from the second input to an attribute."""
-        attributes = _read_attributes(node)
+        attributes = read_attributes(node)
         keeps_without_axes = attributes.pop("noop_with_empty_axes", 0)
         inputs = list(node.input)
         axes: NDArray[Any] | None = np.array([], np.int64)
@@ -102,7 +102,7 @@ class _Lowering:
 
     def _replace_split(self, node: NodeProto) -> list[NodeProto]:
         """Leave out the number of equal parts, which follows from the outputs; state sizes if the last is smaller."""
-        attributes = _read_attributes(node)
+        attributes = read_attributes(node)
         count = attributes.pop("num_outputs", None)
         if count is None:
             return [node]
@@ -121,7 +121,7 @@ class _Lowering:
 
     def _replace_resize(self, node: NodeProto) -> list[NodeProto]:
         """Leave out attributes that say what operator set 17 does; compute antialiasing here, if that is possible."""
-        attributes = _read_attributes(node)
+        attributes = read_attributes(node)
         if attributes.pop("keep_aspect_ratio_policy", b"stretch") != b"stretch":
             raise InexpressibleError("Resize that keeps proportions")
         if not attributes.pop("antialias", 0):
@@ -193,10 +193,6 @@ def _read_shape(value: onnx.ValueInfoProto) -> Shape:
     return tuple(shape)
 
 
-def _read_attributes(node: NodeProto) -> dict[str, Any]:
-    return {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-
-
 def _check_schema(node: NodeProto) -> None:
     """Raise InexpressibleError if operator set 17 lacks the operator, one of its attributes or one of its inputs."""
     if node.domain:
@@ -211,7 +207,7 @@ def _check_schema(node: NodeProto) -> None:
     if len(node.input) > schema.max_input:
         raise InexpressibleError(f"{node.op_type} with {len(node.input)} inputs")
     # the attribute is older than these two values of it, which the schema does not list
-    if node.op_type.startswith("Scatter") and _read_attributes(node).get("reduction") in (b"max", b"min"):
+    if node.op_type.startswith("Scatter") and read_attributes(node).get("reduction") in (b"max", b"min"):
         raise InexpressibleError(f"{node.op_type} that keeps the largest or smallest value")
 
 

@@ -1,4 +1,4 @@
-"""Writing an ONNX graph node by node."""
+"""Write an ONNX graph node by node, and change nodes that are there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, numpy_helper
-from onnx.helper import make_node
+from onnx.helper import get_attribute_value, make_node
 
-__all__ = ["BICUBIC", "BILINEAR", "MICROSOFT", "Nodes", "add_graph_constant", "remove_unused_constants"]
+__all__ = [
+    "BICUBIC",
+    "BILINEAR",
+    "MICROSOFT",
+    "Nodes",
+    "add_graph_constant",
+    "read_attributes",
+    "remove_unused_constants",
+]
 
 BICUBIC: dict[str, Any] = {
     "mode": "cubic",
@@ -76,6 +84,11 @@ def add_graph_constant(graph: GraphProto, name: str, array: NDArray[Any]) -> str
     if all(tensor.name != name for tensor in graph.initializer):
         graph.initializer.append(numpy_helper.from_array(array, name))
     return name
+
+
+def read_attributes(node: NodeProto) -> dict[str, Any]:
+    """Return the attributes of a node as plain values; texts are bytes."""
+    return {attribute.name: get_attribute_value(attribute) for attribute in node.attribute}
 
 
 def remove_unused_constants(graph: GraphProto) -> None:

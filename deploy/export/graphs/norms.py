@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
-from ehm.deploy.export.graphs.nodes import add_graph_constant
+from ehm.deploy.export.graphs.nodes import add_graph_constant, read_attributes
 
 __all__ = ["write_norms_out"]
 
@@ -34,9 +34,8 @@ def write_norms_out(model: ModelProto) -> None:
 
 
 def _is_over_last_axis(node: NodeProto) -> bool:
-    axes = [attribute.i for attribute in node.attribute if attribute.name == "axis"]
     # further outputs, mean and deviation, are there in training alone
-    return axes in ([], [-1]) and len(node.output) == 1
+    return read_attributes(node).get("axis", -1) == -1 and len(node.output) == 1
 
 
 def _define_norm(graph: GraphProto, node: NodeProto, opset: int) -> list[NodeProto]:
@@ -58,8 +57,7 @@ def _define_norm(graph: GraphProto, node: NodeProto, opset: int) -> list[NodePro
             nodes.append(helper.make_node("ReduceMean", [values, axes], [name], name))
         return name
 
-    epsilons = [attribute.f for attribute in node.attribute if attribute.name == "epsilon"]
-    epsilon = np.array(epsilons[0] if epsilons else _EPSILON, np.float32)
+    epsilon = np.array(read_attributes(node).get("epsilon", _EPSILON), np.float32)
     centred = add("Sub", [node.input[0], add_mean(node.input[0], "mean")], "centred")
     variance = add_mean(add("Mul", [centred, centred], "squares"), "variance")
     positive = add("Add", [variance, add_graph_constant(graph, f"{output}/epsilon", epsilon)], "positive")

@@ -8,13 +8,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from ehm.deploy.export.graphs.nodes import remove_unused_constants
+from ehm.deploy.export.graphs.nodes import read_attributes, remove_unused_constants
 
 __all__ = ["write_plain_norms"]
 
@@ -60,7 +58,7 @@ def _find_factor_and_shift(
     node: NodeProto, parameters: list[TensorProto], rank: int
 ) -> tuple[TensorProto, TensorProto]:
     """Return the constants that a norm of (B, C, ...) multiplies with and adds, both (C, 1, ...)."""
-    attributes: dict[str, Any] = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    attributes = read_attributes(node)
     # in float64, so that each constant is rounded once
     scale, bias, mean, variance = (_read_doubles(tensor) for tensor in parameters)
     factor = scale / np.sqrt(variance + attributes.get("epsilon", _DEFAULT_EPSILON))

@@ -17,12 +17,12 @@ from PIL import Image
 from starlette.requests import ClientDisconnect
 
 from ehm.deploy.serve.inference.batching import Images, Outputs, Result
+from ehm.deploy.serve.inference.forms import read_form_image
 from ehm.deploy.serve.inference.images import measure_size, read_image
 from ehm.deploy.serve.inference.memory import Memory, Record
 from ehm.deploy.serve.inference.metrics import Metrics
 from ehm.deploy.serve.inference.models import Models
 from ehm.deploy.serve.inference.served_model import ServedModel
-from ehm.deploy.serve.routes.forms import read_form_image
 from ehm.deploy.serve.settings import Settings
 from ehm.errors import RequestError
 from ehm.processors import count_available_processors

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["cut_numbers", "dump_numbers", "parse_numbers"]
+__all__ = ["cut_numbers", "dump_numbers", "load_strict_json", "parse_numbers"]
 
 _CHARACTERS = 2**14
 """Characters that are read at a time, which takes about half a millisecond."""
@@ -22,6 +22,11 @@ _NUMBERS = 2**10
 """Numbers that are written at a time, which takes about half a millisecond."""
 _DATA = re.compile(r'"data"\s*:\s*(?=\[)')
 _SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def load_strict_json(text: str) -> Any:
+    """Return what ``text`` means as JSON; raises ValueError also for NaN and infinities, which Python's json reads."""
+    return json.loads(text, parse_constant=_refuse_constant)
 
 
 def cut_numbers(text: str) -> tuple[str, str]:
@@ -103,7 +108,7 @@ class _Reader:
             last = cut < 0
             if last:
                 cut = end
-            values = json.loads(f"[{self._text[start:cut]}]", parse_constant=_refuse_constant)
+            values = load_strict_json(f"[{self._text[start:cut]}]")
             # json reads an empty array as well, but there must be a number on either side of a comma
             if not values and (steps or not last):
                 raise ValueError("a number is missing")
@@ -139,5 +144,5 @@ class _Pace:
 
 
 def _refuse_constant(constant: str) -> None:
-    """Raise ValueError for NaN and infinities, which Python's json reads although JSON has none."""
+    """Raise ValueError for NaN and infinities, which JSON has not."""
     raise ValueError(f"{constant} is not JSON")

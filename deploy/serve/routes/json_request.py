@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ehm.deploy.serve.routes.json_numbers import cut_numbers
+from ehm.deploy.serve.routes.json_numbers import cut_numbers, load_strict_json
 from ehm.errors import RequestError
 
 __all__ = ["InferenceRequest", "Input", "Output", "Parameters", "parse_request"]
@@ -68,7 +68,7 @@ def parse_request(head: bytes) -> tuple[InferenceRequest, str]:
                 f"the JSON has {len(text)} characters beside one array of numbers, more than {_MOST_BESIDE}; send "
                 "tensors in binary (binary_data_size)",
             )
-        return InferenceRequest.model_validate(json.loads(text, parse_constant=_refuse_constant)), numbers
+        return InferenceRequest.model_validate(load_strict_json(text)), numbers
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
@@ -76,8 +76,3 @@ def parse_request(head: bytes) -> tuple[InferenceRequest, str]:
         raise RequestError(400, reason) from None
     except (ValueError, RecursionError) as error:
         raise RequestError(400, f"the body is not JSON: {error}") from None
-
-
-def _refuse_constant(constant: str) -> None:
-    """Raise ValueError for NaN and infinities, which Python's json reads although JSON has none."""
-    raise ValueError(f"{constant} is not JSON")

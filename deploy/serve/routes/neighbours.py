@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.deploy.predict import faiss_index
+from ehm.deploy.predict.comparison import scale_to_length_1
 from ehm.errors import DataError
 from ehm.installation import build_install_command
 from ehm.storage.names import escape_undecodable
@@ -65,7 +66,7 @@ class Index:
             _LOG.warning(
                 "%s: faiss is not installed, searching exactly; %s installs it", file, build_install_command("index")
             )
-        self._directions = _to_directions(features)
+        self._directions = scale_to_length_1(features)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -73,13 +74,13 @@ class Index:
     def search(self, features: NDArray[np.float32], top: int) -> list[Neighbour]:
         """Return the ``top`` images whose features have the largest cosine with ``features`` (D,), most alike first."""
         if self._faiss is not None:
-            cosines, numbers = self._faiss.search(_to_directions(features)[None], min(top, len(self)))
+            cosines, numbers = self._faiss.search(scale_to_length_1(features)[None], min(top, len(self)))
             neighbours = []
             for number, cosine in zip(numbers[0].tolist(), cosines[0].tolist(), strict=True):
                 if number >= 0:  # faiss fills up with -1 if it found fewer
                     neighbours.append(Neighbour(number, self.names[number], cosine))
             return neighbours
-        similarity = self._directions @ _to_directions(features)
+        similarity = self._directions @ scale_to_length_1(features)
         best = np.argsort(-similarity, kind="stable")[:top].tolist()
         return [Neighbour(number, self.names[number], float(similarity[number])) for number in best]
 
@@ -117,10 +118,3 @@ def _read_files(file: Path) -> list[Path]:
     except (ValueError, TypeError, KeyError):
         raise DataError(f'{file}: line {number}: expected {{"image": "PATH", ...}}; {_HOW}') from None
     return files
-
-
-def _to_directions(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return features (..., D) divided by their length; zeros stay zeros."""
-    lengths = np.linalg.norm(features, axis=-1, keepdims=True)
-    directions: NDArray[np.float32] = features / np.maximum(lengths, np.float32(1e-12))
-    return directions
