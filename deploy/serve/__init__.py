@@ -7,7 +7,7 @@ Each module stands on those above it:
     routes/json_numbers, json_request
                                     the JSON of an inference request
     routes/protocol, schemas        bodies of the protocol <-> arrays; its answers, described
-    inference/images, routes/forms  what strangers send, within limits
+    inference/images, forms         what strangers send, within limits
     inference/batching              requests that wait together run together
     inference/served_model, models  a bundle in service; load, verify, replace
     inference/memory, service       what all requests hold; the way of a request

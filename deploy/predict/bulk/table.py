@@ -10,6 +10,7 @@ from ehm.deploy.bundle.manifest import Manifest
 from ehm.deploy.predict.prediction import Prediction
 from ehm.errors import BackendError, ConfigError
 from ehm.installation import build_install_command
+from ehm.storage.names import escape_undecodable
 from ehm.storage.writing import replace_file
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ def check_columns(manifest: Manifest) -> None:
 def write_rows(
     file: Path, manifest: Manifest, predictions: Sequence[Prediction], labels: Sequence[str | None] | None
 ) -> None:
-    """Write ``predictions`` to ``file``, complete or not at all; ``labels`` are those that the source itself has.
+    r"""Write ``predictions`` to ``file``, complete or not at all; ``labels`` are those that the source itself has.
 
-    Columns: ``path``; ``label`` if there are ``labels``; ``classes`` and ``scores``, the likeliest first; ``present``,
-    those of several labels that reach their thresholds; ``features``, (D,) float32; ``objects`` with label, score and
-    box; and ``error`` for an image that cannot be read, whose other columns are null.
+    Columns: ``path``, in which bytes that are no UTF-8 are written ``\xe9``; ``label`` if there are ``labels``;
+    ``classes`` and ``scores``, the likeliest first; ``present``, those of several labels that reach their thresholds;
+    ``features``, (D,) float32; ``objects`` with label, score and box; and ``error`` for an image that cannot be read,
+    whose other columns are null.
     """
     arrow = _import_pyarrow()
     from pyarrow import parquet
@@ -56,8 +58,10 @@ def write_rows(
 
 
 def _make_row(prediction: Prediction, columns: Sequence[str]) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": prediction.image, "error": prediction.error}
+    # Parquet's texts are valid Unicode, which names of files need not be
+    row: dict[str, Any] = {"path": escape_undecodable(prediction.image), "error": None}
     if prediction.error is not None:
+        row["error"] = escape_undecodable(prediction.error)
         return row
     if "classes" in columns:
         row["classes"] = [name for name, _ in prediction.classes]

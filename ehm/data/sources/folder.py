@@ -250,7 +250,7 @@ def count_beside_parts(division: Division, unused: Unused) -> None:
         if name not in division.parts.values():
             unused.add_all(BESIDE_PARTS, list_image_files(division.root, name, unused))
     for entry in sorted(os.scandir(division.root), key=lambda entry: entry.name):
-        if not entry.is_file():
+        if not os.path.isfile(entry.path):
             continue
         if entry.name.startswith("."):
             unused.add_all(HIDDEN, list_hidden_images(division.root, entry.name))

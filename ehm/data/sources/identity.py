@@ -154,6 +154,9 @@ def _spread_sample(count: int) -> NDArray[np.int64]:
 
 def _hash_names(names: Sequence[str], sizes: Sequence[int]) -> str:
     names = list(map(strip_scheme, names))
+    # a table may name files by both kinds of paths, which have no common folder
+    if any(map(os.path.isabs, names)):
+        names = list(map(os.path.abspath, names))
     folders = set(map(os.path.dirname, names))
     # relative to it, so that a copy elsewhere has the same identity
     common = len(os.path.commonpath(folders)) if folders else 0

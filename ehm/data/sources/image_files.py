@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ehm.data.decoding.decode import SUFFIXES
 from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_sample_file
-from ehm.data.sources.parts import SampleFinder
+from ehm.data.sources.parts import SampleFinder, is_folder
 from ehm.errors import DataError
 
 __all__ = ["IMAGES", "has_image_suffix", "list_hidden_images", "list_image_files", "read_suffixes"]
@@ -51,9 +51,9 @@ def _walk_folder(root: Path, below: str, above: frozenset[tuple[int, int]], unus
         path = os.path.join(below, entry.name)
         if entry.name.startswith("."):
             unused.add_all(HIDDEN, list_hidden_images(root, path))
-        elif entry.is_dir():
+        elif is_folder(entry):
             yield from _walk_folder(root, path, above | {here}, unused)
-        elif has_image_suffix(entry.name):  # a dangling link too: the loader reports it
+        elif has_image_suffix(entry.name):  # a link that leads nowhere too: the loader reports it
             yield path
         elif is_sample_file(entry.path):
             unused.add(OTHER_FORMAT, path)
@@ -77,7 +77,8 @@ def has_image_suffix(name: str) -> bool:
 
 def _holds_images_directly(root: Path) -> bool:
     with os.scandir(root) as scan:
-        return any(has_image_suffix(entry.name) and not entry.name.startswith(".") for entry in scan if entry.is_file())
+        images = [entry.path for entry in scan if has_image_suffix(entry.name) and not entry.name.startswith(".")]
+    return any(map(os.path.isfile, images))
 
 
 IMAGES = SampleFinder(

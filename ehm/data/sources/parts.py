@@ -28,6 +28,7 @@ __all__ = [
     "Part",
     "SampleFinder",
     "divide_by_layout",
+    "is_folder",
     "list_visible_folders",
     "match_parts",
     "name_part",
@@ -113,12 +114,19 @@ def list_visible_folders(root: Path) -> list[str]:
     try:
         names = []
         for entry in os.scandir(root):
-            # a link to a folder counts as one
-            if entry.is_dir() and not entry.name.startswith("."):
+            if is_folder(entry) and not entry.name.startswith("."):
                 names.append(entry.name)
         return sorted(names)
     except OSError as error:
         raise DataError(f"data.source: cannot read {root}: {error.strerror}") from None
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry of a folder is a folder, or a link to one; a link that leads to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def no_validation_part(source: str) -> DataError:

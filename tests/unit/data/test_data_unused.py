@@ -80,6 +80,18 @@ def test_named_pipes_are_not_waited_for(tmp_path):
     assert hash_images(source, np.arange(2), "content")[1] == UNREADABLE
 
 
+def test_links_that_lead_to_themselves_are_no_folders(tmp_path):
+    put(tmp_path, "train/a/a.png", "train/b/b.png", "val/a/c.png")
+    for folder in (tmp_path, tmp_path / "train", tmp_path / "train/a"):
+        (folder / "loop").symlink_to("loop")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "train/a/loop.png").symlink_to("loop.png")
+    source = open_folder(str(tmp_path), "train")
+    assert (len(source), source.classes) == (3, ("a", "b"))
+    with pytest.raises(BrokenImage, match=r"train/a/loop\.png: Too many levels of symbolic links"):
+        source.load(1)
+
+
 def test_nothing_but_other_formats_says_so(tmp_path):
     put(tmp_path, "a.heic", content=b"x")
     with pytest.raises(DataError, match=r"no images in .*; not used: 1 of a format that is not read \(a\.heic\)"):

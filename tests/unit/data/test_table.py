@@ -186,6 +186,14 @@ def test_a_folder_says_that_it_has_no_columns(frame, tmp_path):
     assert "not used: data.columns" in open_source(config).notes[-1]
 
 
+def test_the_identity_is_the_same_for_relative_and_absolute_paths(frame, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    expected = identify_source(open_columns(write(frame, tmp_path / "t.csv"), path="file"))
+    frame.loc[0, "file"] = str(tmp_path / frame.loc[0, "file"])
+    write(frame, tmp_path / "t.csv")
+    assert identify_source(open_columns("t.csv", path="file")) == expected
+
+
 def test_the_identity_knows_labels_and_groups(frame, tmp_path):
     path = write(frame, tmp_path / "t.csv")
 

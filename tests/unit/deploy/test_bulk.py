@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -64,6 +65,19 @@ def test_rows_are_the_predictions_of_the_files_with_the_labels_of_the_source(pho
         assert row["classes"] == [name for name, _ in prediction.classes]
         np.testing.assert_allclose(row["scores"], [score for _, score in prediction.classes], rtol=1e-6)
         np.testing.assert_array_equal(np.float32(row["features"]), prediction.features)
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes(photographs, bundle, tmp_path):
+    for name, target in ((b"caf\xe9.png", "cracked/0.png"), (b"broken \xe9.png", "sound/1.png")):
+        (tmp_path / os.fsdecode(name)).symlink_to(photographs / target)
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(odd / path.name)
+    ehm.predict_source(odd, bundle=bundle, out=tmp_path / "out", device="cpu")
+    rows = read(tmp_path / "out")
+    assert [row["path"] for row in rows] == [f"{odd}/broken \\xe9.png", f"{odd}/caf\\xe9.png"]
+    assert [row["error"] is None for row in rows] == [False, True]
 
 
 def test_what_is_there_is_not_done_again(photographs, bundle, tmp_path, capsys):
