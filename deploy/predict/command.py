@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.progress import Progress
 
-from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.console import PlainConsole, is_notebook, print_line
-from ehm.data.decoding.channels import CHANNEL_SUFFIXES
-from ehm.data.decoding.decode import SUFFIXES
-from ehm.data.stores.addresses import is_address
 from ehm.deploy.bundle.bundle import Bundle
 from ehm.deploy.bundle.manifest import IndexKind, Precision, read_manifest
 from ehm.deploy.predict import faiss_index
 from ehm.deploy.predict.handler import PredictionOptions
+from ehm.deploy.predict.input_files import find_images
 from ehm.deploy.predict.prediction import Prediction
 from ehm.deploy.predict.prediction_list import PredictionList
 from ehm.deploy.predict.predictor import Predictor
-from ehm.errors import ConfigError, DataError
+from ehm.deploy.predict.saved_predictions import save_predictions
+from ehm.errors import ConfigError
 from ehm.plain_values import to_plain
 from ehm.progress_bar import track
 from ehm.storage.names import refuse_undecodable
-from ehm.storage.writing import replace_file
 
-__all__ = ["find_images", "main", "predict"]
+__all__ = ["main", "predict"]
 
 
 def predict(
@@ -180,7 +176,7 @@ class _Job:
     def save(self, predictions: Sequence[Prediction]) -> None:
         """Write the predictions into the folder for results, if there is one."""
         if self.options.out is not None:
-            _save_predictions(self.options.out, predictions, self.index)
+            save_predictions(self.options.out, predictions, self.index)
 
 
 def _open_job(
@@ -217,74 +213,5 @@ def _check_index(predictor: Predictor, index: IndexKind, out: str | Path | None)
         raise ConfigError(f"--index {index}: the bundle gives no features; ehm export --head features, or multi, does")
 
 
-def find_images(images: str | Path | Sequence[str | Path], pixels: PixelFormat = RGB_BYTES) -> list[Path]:
-    """Return files as they were given, and the images below each folder in the order of their names.
-
-    Which files of a folder are images depends on the ``pixels`` of the model.
-    """
-    suffixes = SUFFIXES if pixels.is_rgb else CHANNEL_SUFFIXES
-    paths = [images] if isinstance(images, str | Path) else images
-    files: list[Path] = []
-    for name in map(str, paths):
-        if is_address(name):
-            raise ConfigError(
-                f"{name}: is the address of a store, whose images are predicted into Parquet files: "
-                f"ehm predict {name} --bundle DIR --out FOLDER"
-            )
-    for path in map(Path, paths):
-        if not path.is_dir():
-            files.append(path)
-            continue
-        # sorted, so that rows of features have the same order on every machine
-        found = sorted(_select_images(path.rglob("*"), suffixes))
-        if not found:
-            raise DataError(f"{path}: no images below this folder; known are {', '.join(sorted(suffixes))}")
-        files += found
-    return files
-
-
-def _select_images(paths: Iterable[Path], suffixes: frozenset[str]) -> Iterator[Path]:
-    for path in paths:
-        hidden = path.name.startswith(".")  # as macOS and editors leave beside images
-        if path.suffix.lower() in suffixes and not hidden and not path.is_dir():
-            yield path
-
-
 def _print_json(prediction: Prediction) -> None:
     print_line(json_module.dumps(prediction.as_dict()))
-
-
-def _save_predictions(out: Path, predictions: Sequence[Prediction], index: IndexKind | None) -> None:
-    """Write ``predictions.jsonl`` and the arrays beside it in place of those of an earlier call."""
-    lines = []
-    for prediction in predictions:
-        # they have files of their own
-        without_arrays = replace(prediction, features=None, patches=None, visual_tokens=None)
-        lines.append(json_module.dumps(without_arrays.as_dict()) + "\n")
-    with replace_file(out / "predictions.jsonl") as temporary:  # it gets its name last, when all files belong together
-        temporary.write_text("".join(lines), encoding="utf-8")
-        # an index of an earlier call would number other images
-        (out / faiss_index.FILE).unlink(missing_ok=True)
-        features = []
-        patches = []
-        visual_tokens = []
-        for prediction in predictions:
-            if prediction.features is not None:
-                features.append(prediction.features)
-            if prediction.patches is not None:
-                patches.append(prediction.patches)
-            if prediction.visual_tokens is not None:
-                visual_tokens.append(prediction.visual_tokens)
-        _save_rows(out / "features.npy", features)
-        _save_rows(out / "patches.npy", patches)
-        _save_rows(out / "visual_tokens.npy", visual_tokens)
-        if index is not None and features:
-            faiss_index.write_index(out, np.stack(features), index)
-
-
-def _save_rows(file: Path, rows: list[np.ndarray]) -> None:
-    """Write ``rows`` as one array, if there are any; rows of an earlier call belong to other images and go."""
-    file.unlink(missing_ok=True)
-    if rows:
-        with replace_file(file) as temporary:
-            np.save(temporary, np.stack(rows))

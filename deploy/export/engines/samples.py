@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ehm.config import CalibrationConfig
 from ehm.console import console
 from ehm.deploy.bundle.bundle import Bundle
-from ehm.deploy.predict.command import find_images
+from ehm.deploy.predict.input_files import find_images
 from ehm.deploy.predict.parity_images import make_inputs
 from ehm.deploy.predict.predictor import Predictor
 from ehm.errors import ConfigError, DataError

@@ -42,7 +42,7 @@ def _walk_folder(root: Path, below: str, above: frozenset[tuple[int, int]], unus
         with os.scandir(root / below) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"data.source: cannot read {root / below}: {error.strerror}") from None
+        raise DataError(f"{root / below}: cannot be read: {error.strerror}") from None
     here = (status.st_dev, status.st_ino)
     # a link to a folder above would never end
     if here in above:

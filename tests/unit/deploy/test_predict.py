@@ -78,6 +78,10 @@ def test_folders_are_walked_in_order_and_batches_do_not_mix(classifier, tmp_path
         save_plain_image(folder / ("b" if index >= 10 else "") / f"{index:02d}.PNG", colours[index % 3])
     (folder / "notes.txt").touch()
     (folder / "._05.png").touch()
+    (folder / ".thumbnails").mkdir()
+    save_plain_image(folder / ".thumbnails" / "05.png", "red")
+    (folder / "b").rename(tmp_path / "elsewhere")
+    (folder / "b").symlink_to(tmp_path / "elsewhere")
     found = predict(classifier, folder, top=1)
     assert [Path(prediction.image).stem for prediction in found] == [f"{index:02d}" for index in range(20)]
     assert [prediction.classes[0][0] for prediction in found] == [["red", "green", "blue"][i % 3] for i in range(20)]

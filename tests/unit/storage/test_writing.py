@@ -26,9 +26,9 @@ from ehm.deploy.export.engines.ascend import write_scripts
 from ehm.deploy.export.engines.kserve import write_kserve
 from ehm.deploy.export.engines.triton import write_triton
 from ehm.deploy.export.graphs.saving import save
-from ehm.deploy.predict.command import _save_predictions
 from ehm.deploy.predict.faiss_index import write_index
 from ehm.deploy.predict.prediction import Prediction
+from ehm.deploy.predict.saved_predictions import save_predictions
 from ehm.deploy.predict.segmentation import write_mask
 from ehm.errors import WriteError
 from ehm.storage.arrays import LearnerState
@@ -56,7 +56,7 @@ def write_graph(folder):
 
 
 def write_predictions(folder, index=None):
-    _save_predictions(folder, [Prediction("a.png", features=row) for row in FEATURES], index)
+    save_predictions(folder, [Prediction("a.png", features=row) for row in FEATURES], index)
 
 
 def write_table(folder):
