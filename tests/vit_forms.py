@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from ehm.backends.torch.models.timm_vit import read_timm_spec
 from ehm.config.inputs import InputSpec
-from ehm.models.encoder_file import encoder_metadata
+from ehm.models.encoder_file import make_encoder_metadata
 
 FORMS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "deit_distilled": ("deit_tiny_distilled_patch16_224", 64, {}),
@@ -46,5 +46,7 @@ def write_form(form: str, path: Path) -> Path:
     found = read_timm_spec(random_network(form), form)
     assert found is not None
     spec, arrays = found
-    save_file(dict(arrays), path, metadata=encoder_metadata(spec, InputSpec(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))))
+    save_file(
+        dict(arrays), path, metadata=make_encoder_metadata(spec, InputSpec(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)))
+    )
     return path

@@ -92,7 +92,7 @@ def _answer_questions(model: InspectedAnswerer, questions: Sequence[Question]) -
     transform = EvalTransform.from_spec(learner.image_size, learner.inputs)
     pictures = [transform(decode_image(each.image, value_range=model.value_range)) for each in questions]
     images = np.stack(pictures)
-    prompts = [model.config.language.ask(each.text) for each in questions]
+    prompts = [model.config.language.format_prompt(each.text) for each in questions]
     colour = np.rint(255 * np.array(learner.inputs.mean)).astype(np.uint8)
     blank = np.broadcast_to(colour, images.shape)
     given = learner.answer(images, prompts)

@@ -18,7 +18,7 @@ from ehm.comparison.images import LabelledImages
 from ehm.config import ModelSource, TrainConfig, load_config
 from ehm.config.encoders import EncoderSpec
 from ehm.errors import CheckpointError, ConfigError
-from ehm.models.encoder_file import encoder_metadata
+from ehm.models.encoder_file import make_encoder_metadata
 from ehm.models.fitting import keep_encoder
 from ehm.models.pretraining import adopt_encoder, drop_first_weights
 from ehm.models.shapes import spec_to_json
@@ -153,4 +153,4 @@ def _write_untrained(path: Path, weights: Weights, spec: EncoderSpec, backend: B
     config, _ = adopt_encoder(load_config(TrainConfig, values), weights)
     arrays = keep_encoder(backend.create_learner(drop_first_weights(config)).state().model, config.spec.blocks)
     with replace_file(path) as temporary:
-        save_file(arrays, temporary, encoder_metadata(config.spec, weights.provenance.inputs))
+        save_file(arrays, temporary, make_encoder_metadata(config.spec, weights.provenance.inputs))

@@ -21,10 +21,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 class MeasureConfig(Section):
-    """The images that encoders are measured on, and the ways in which they are.
+    """The images that encoders are measured on, and how they are measured.
 
-    If the source has a validation part of its own, that is measured on, and what learns sees the training part. Without
-    one, each image is measured once in every one of ``repeats`` divisions into stratified ``folds``.
+    If the source has a validation part, its images are measured, and probes and fine-tuning learn from the training
+    part. Otherwise the images are divided ``repeats`` times into stratified ``folds``, and in each division every image
+    is measured once.
     """
 
     name: str = Field("", description="Name of this measurement if a study has several; its figures begin with it.")
@@ -73,7 +74,7 @@ class MeasureConfig(Section):
 
     @model_validator(mode="after")
     def _check_source(self) -> MeasureConfig:
-        _ = self.data  # what the sections of the data refuse is said at once
+        _ = self.data  # which raises ValueError for settings that do not fit together
         if len(set(self.probes)) < len(self.probes):
             raise ValueError(f"probes {', '.join(self.probes)}: one is named twice")
         return self

@@ -65,7 +65,7 @@ class SourceConfig(Section):
         False, description="Whether a task may start although a class of the data has no training images."
     )
 
-    def input_spec(self, own: InputSpec) -> InputSpec:
+    def complete_inputs(self, own: InputSpec) -> InputSpec:
         """Return ``own``, the preparation that belongs to the weights, with everything that this section sets.
 
         Raises ConfigError if the channels are others than those of the weights, and no mean is set for them.

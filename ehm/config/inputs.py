@@ -20,8 +20,8 @@ __all__ = [
     "Interpolation",
     "Means",
     "Triple",
+    "describe_changed_inputs",
     "describe_inputs",
-    "differing_inputs",
 ]
 
 Triple = tuple[float, float, float]
@@ -94,15 +94,15 @@ class InputSpec:
             **self.pixels.to_json(),
         }
 
-    def crop_share(self, image_size: tuple[int, int]) -> float:
+    def choose_crop_share(self, image_size: tuple[int, int]) -> float:
         """Return the size of the crop as a share of the size that an image is resized to, for a crop of this size."""
         if self.crop_pct is not None:
             return self.crop_pct
         return TIMM_CROP_PCT if max(image_size) <= LARGEST_CROPPED else 1.0
 
-    def resize_target(self, image_size: tuple[int, int]) -> tuple[int, int]:
+    def compute_resized_size(self, image_size: tuple[int, int]) -> tuple[int, int]:
         """Return the height and width in pixels that an image is resized to, before ``image_size`` is cut from it."""
-        share = self.crop_share(image_size)
+        share = self.choose_crop_share(image_size)
         height, width = image_size
         return math.floor(height / share), math.floor(width / share)
 
@@ -125,7 +125,7 @@ def describe_inputs(inputs: InputSpec) -> str:
     return "images are prepared by " + ", ".join(values)
 
 
-def differing_inputs(inputs: InputSpec, own: InputSpec) -> tuple[str, ...]:
+def describe_changed_inputs(inputs: InputSpec, own: InputSpec) -> tuple[str, ...]:
     """Return a note about the values of the weights (``own``) that a configuration changes in ``inputs``.
 
     Returns no note if nothing is changed.

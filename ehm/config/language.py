@@ -57,6 +57,6 @@ class LanguageConfig(Section):
             raise ValueError(f"should contain {QUESTION}, the place of the question")
         return value
 
-    def ask(self, question: str) -> str:
+    def format_prompt(self, question: str) -> str:
         """Return the prompt for a question."""
         return self.prompt.replace(QUESTION, question)

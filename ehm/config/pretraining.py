@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 from ehm.config.data import PretrainData, refuse_colour_augmentations
 from ehm.config.encoders import PLAIN, EncoderSpec, VitForm, encoder_spec
 from ehm.config.objectives import OBJECTIVES
-from ehm.config.recipes import with_recipe
+from ehm.config.recipes import add_recipe
 from ehm.config.section import Section
 from ehm.config.sections import ADAPT_CHANNELS, ChannelRule, LoraConfig, OptimConfig, RunConfig
 from ehm.config.values import (
@@ -205,7 +205,7 @@ class TrainConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _add_recipe(cls, values: Any) -> Any:
-        return with_recipe(values) if isinstance(values, dict) else values
+        return add_recipe(values) if isinstance(values, dict) else values
 
     @classmethod
     def drop_superseded(cls, values: dict[str, Any], overridden: Collection[str]) -> None:
@@ -266,7 +266,7 @@ class TrainConfig(Section):
     def _check_units(self) -> None:
         spec = self.spec
         unit = self.unit
-        # Units that do not divide the image would be cut at its border.
+        # units that do not divide the image would be cut at its border
         multiples = range(spec.stride, min(spec.image_size) + 1, spec.stride)
         fitting = [side for side in multiples if spec.image_size[0] % side == 0 == spec.image_size[1] % side]
         if unit not in fitting:
@@ -336,9 +336,12 @@ class TrainConfig(Section):
 
     @cached_property
     def masks(self) -> MaskConfig:
-        """The section ``mask`` with the share of units that is really hidden (see :meth:`Objective.hidden_ratio`)."""
+        """The section ``mask`` with the share of units that is really hidden.
+
+        See :meth:`Objective.compute_hidden_ratio`.
+        """
         units = self.units[0] * self.units[1]
-        ratio = OBJECTIVES[self.objective].hidden_ratio(self.mask.ratio, units)
+        ratio = OBJECTIVES[self.objective].compute_hidden_ratio(self.mask.ratio, units)
         return self.mask.model_copy(update={"ratio": ratio})
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> TrainConfig:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ehm.config.encoders import PRESETS, family_of
+from ehm.config.encoders import PRESETS, find_family
 from ehm.config.objectives import OBJECTIVES
 
-__all__ = ["with_recipe"]
+__all__ = ["add_recipe"]
 
 
-def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+def add_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``values`` of a pretraining run over those of its encoder's recipe, over those of its objective's."""
     recipe: Mapping[str, Any] = {}
     objective = OBJECTIVES.get(str(values.get("objective")))
@@ -19,7 +19,7 @@ def with_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
         recipe = objective.recipe
     encoder = str(values.get("encoder"))
     if encoder in PRESETS:
-        recipe = _merge_sections(family_of(encoder).recipe, recipe)
+        recipe = _merge_sections(find_family(encoder).recipe, recipe)
     return _merge_sections(values, recipe)
 
 

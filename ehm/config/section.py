@@ -42,7 +42,10 @@ class Section(BaseModel):
 
     @classmethod
     def drop_superseded(cls, values: dict[str, Any], overridden: Collection[str]) -> None:
-        """Remove from the ``values`` of a file what a key that is ``overridden``, dotted, makes void; nothing here."""
+        """Remove from ``values``, those of a file, what the dotted keys ``overridden`` by a user make meaningless.
+
+        Sections with such keys override this; the others have none.
+        """
 
 
 def find_section(annotation: Any) -> type[Section] | None:

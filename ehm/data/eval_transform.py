@@ -48,7 +48,7 @@ class EvalTransform:
     @classmethod
     def from_spec(cls, image_size: tuple[int, int], spec: InputSpec) -> EvalTransform:
         """Return the transform that ``timm.data.create_transform`` makes for this description and size."""
-        resize_to = spec.resize_target(image_size)
+        resize_to = spec.compute_resized_size(image_size)
         # timm leaves squares to torchvision's Resize; MAE's rule has always rounded down here
         rounds_down = spec.crop_mode == "center" and (spec.crop_pct is None or resize_to[0] == resize_to[1])
         fill: tuple[float, ...] = (0,) * spec.pixels.count
@@ -66,7 +66,7 @@ class EvalTransform:
     @property
     def cover(self) -> tuple[int, int]:
         """Height and width in pixels that the image is resized to, before the crop."""
-        return self.resize_to or InputSpec().resize_target(self.image_size)
+        return self.resize_to or InputSpec().compute_resized_size(self.image_size)
 
     def find_part(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Return the box (left, top, right, bottom) of an image of that size that is resized: most often all of it."""

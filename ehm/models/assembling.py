@@ -1,6 +1,6 @@
-"""A trained network as all of its arrays, ready to be rebuilt by any framework, or written as a graph without one.
+"""Assemble a trained network as plain arrays, which any framework can rebuild, and which a graph is written from.
 
-Always the encoder of the whole image: a mask exists in pretraining only.
+Its encoder always sees whole images: masks exist in pretraining only.
 
 Shapes: N = h * w patches, D features, C classes.
 """
@@ -26,7 +26,7 @@ _PYRAMID = "pyramid.encoder."
 
 
 def assemble_network(weights: Weights, source: ModelSource, head: Head = "auto") -> Weights | None:
-    """Return the network in ``weights`` for images of ``source.image_size``, with what ``head`` takes of it.
+    """Return the network in ``weights`` for images of ``source.image_size``, with the parts that ``head`` asks for.
 
     The ``arrays`` of the result (float32) are all parameters of the network and nothing else. Those of an encoder have
     timm's names: ``norm.*`` over all tokens, or ``fc_norm.*`` behind the pooling; with labels a linear classifier
@@ -35,13 +35,13 @@ def assemble_network(weights: Weights, source: ModelSource, head: Head = "auto")
     names, that of a whole segmenter, which ``head`` auto takes, ``pyramid.encoder.``; ``spec`` is the encoder's. The
     ``labels`` of its provenance are those of its logits or scores, empty if it gives none.
 
-    None for what only a framework builds: networks that only timm has, and the eyes of a language model that are not
-    asked for their encoder. Raises CheckpointError as
-    :func:`ehm.models.heads.select_labels` does, if weights are missing or do not fit, and if a file's encoder has more
-    than it should have; ConfigError if a segmenter takes no images of ``source.image_size``.
+    Returns None for networks that only a framework builds: those that only timm has, and the eyes of a language model
+    unless ``head`` asks for their encoder. Raises CheckpointError as :func:`ehm.models.heads.select_labels` does, and
+    if weights are missing, do not fit, or would be left out; ConfigError if a segmenter takes no images of
+    ``source.image_size``.
     """
     provenance = weights.provenance
-    # what is meant is their visual tokens, which a resampler computes
+    # auto asks for their visual tokens, which a resampler computes
     if provenance.kind == "answerer" and head == "auto":
         return None
     is_segmenter = provenance.kind == "segmenter" and head == "auto"

@@ -26,7 +26,7 @@ from ehm.models.shapes import spec_from_json, spec_to_json
 from ehm.models.weights import Pool
 from ehm.storage.reading import shorten
 
-__all__ = ["FileFacts", "encoder_metadata", "read_facts"]
+__all__ = ["FileFacts", "make_encoder_metadata", "read_facts"]
 
 _NORMS = {"layer": "layer_norm", "rms": "rms_norm"}
 """Names of the kinds of norm in the metadata."""
@@ -43,7 +43,7 @@ class FileFacts:
     pool: Pool | None = None
 
 
-def encoder_metadata(
+def make_encoder_metadata(
     spec: EncoderSpec, inputs: InputSpec, labels: Sequence[str] = (), pool: Pool = "avg"
 ) -> dict[str, str]:
     """Return the metadata of a file that holds an encoder of ``spec`` under timm's names.

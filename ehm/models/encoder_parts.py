@@ -1,6 +1,6 @@
-"""Parts of an encoder that a file of weights may lack: none. Only heads and decoders may be left out.
+"""The rule that the encoder in a file of weights is loaded completely: only heads and decoders may be left out.
 
-The rule is the same for every command and framework. No framework here.
+It is the same for every command and framework. No framework is imported here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FOREIGN = (
     (r"\brel_pos\.", "relative positions of another form, as in timm's vit_relpos networks"),
     (r"\.attn\.(logit_scale|cpb_mlp)\b", "cosine attention with computed positions, as in Swin V2"),
 )
-"""Patterns of names that tell a known family, and what its encoders have more than ours."""
+"""Patterns of names that identify a known family, and what its encoders have that ours lack."""
 _REMEDY = (
     "ehm loads the encoder of a file whole or not at all; docs/weights.md lists the families, and timm:NAME, by timm's "
     "name of the network, loads others for fine-tuning and probing"
@@ -34,7 +34,8 @@ _REMEDY = (
 def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
     """Raise CheckpointError, which begins with ``origin``, if ``names`` show that ehm has no such encoder.
 
-    This says the reason before the sizes of a file are read, which need not make sense for another family.
+    Call it before the sizes of a file are read: for another family these need not make sense, and their error would
+    hide the reason.
     """
     names = list(names)
     # a decoder that is left out anyway may be of any kind

@@ -1,13 +1,12 @@
 """Choose which arrays go into a network, and check that they fit.
 
-Which of a file's arrays have to be loaded says :mod:`ehm.models.encoder_parts`. A backend gives the names and shapes of
-its network's parameters, and copies the arrays that come back.
+:mod:`ehm.models.encoder_parts` says which arrays of a file have to be loaded. A backend passes the names and shapes of
+its network's parameters, and copies the arrays that it gets back.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from ehm.config import ModelSource
@@ -17,7 +16,7 @@ from ehm.models.resample import resample_arrays
 from ehm.models.shapes import resize_spec
 from ehm.models.tables import spread_table
 from ehm.models.weights import Weights
-from ehm.storage.arrays import Arrays, drop_names, find_mismatches
+from ehm.storage.arrays import Arrays, count_tensors, drop_names, find_mismatches
 from ehm.storage.reading import join_some
 
 __all__ = ["fit_arrays", "keep_encoder", "resize_weights", "select_arrays", "select_but_fresh"]
@@ -48,7 +47,7 @@ def keep_encoder(arrays: Arrays, depth: int) -> Arrays:
 
 
 def fit_arrays(shapes: Shapes, arrays: Arrays, origin: str, head: str = "head") -> Arrays:
-    """Return those of ``arrays`` that ``shapes`` names.
+    """Return the ``arrays`` that ``shapes`` names.
 
     Raises CheckpointError, which begins with ``origin``, if one is missing or has another shape, or if something of
     ``arrays`` would be left out that is no head (:func:`ehm.models.encoder_parts.refuse_unloaded`).
@@ -90,22 +89,14 @@ def select_but_fresh(
     selected = fit_arrays(drop_names(shapes, fresh), arrays, origin, head)
     notes = []
     if fresh:
-        notes.append("starts afresh: " + _count_by_part(fresh))
+        notes.append("starts afresh: " + count_tensors(map(_name_part, fresh)))
     unused = drop_names(arrays, selected)
     if unused:
-        notes.append("not used from there: " + _count_by_part(unused))
+        notes.append("not used from there: " + count_tensors(map(_name_part, unused)))
     return selected, notes
 
 
-def _count_by_part(names: Iterable[str]) -> str:
-    """Return ``names`` shortened to their first parts, each with its number of tensors."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        part = name.partition(".")[0]
-        if part.startswith("decoder"):  # MAE's has a dozen parts that begin so
-            part = "decoder"
-        counts[part] += 1
-    parts = []
-    for part, count in sorted(counts.items()):
-        parts.append(f"{part} ({count} tensors)" if count > 1 else part)
-    return ", ".join(parts)
+def _name_part(name: str) -> str:
+    """Return the first part of ``name``; MAE's decoder has a dozen parts, which count as one."""
+    part = name.partition(".")[0]
+    return "decoder" if part.startswith("decoder") else part

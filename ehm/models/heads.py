@@ -45,7 +45,8 @@ _WITHOUT_CLASSIFIER = {
 def select_labels(provenance: Provenance, head: Head) -> tuple[str, ...]:
     """Return the labels of the logits that ``head`` asks for: ``auto`` and ``multi`` take a classifier if there is one.
 
-    Raises CheckpointError if a classifier is asked for and there is none, or anything but features of a detector.
+    Raises CheckpointError if a classifier is asked for and there is none, or if a detector is asked for more than its
+    features.
     """
     if head in _HEADLESS:
         return ()

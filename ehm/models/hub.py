@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ehm.errors import BackendError, CheckpointError
 
-__all__ = ["HUB", "download_repository", "reachable_or_offline"]
+__all__ = ["HUB", "download_repository", "go_offline_if_unreachable"]
 
 HUB = "hf:"
 """Beginning of a name in ``model.init`` that is a repository of the hub."""
@@ -40,7 +40,7 @@ def download_repository(named: str, origin: str | None = None) -> Path:
         ) from None
     name, _, revision = named.removeprefix(HUB).partition("@")
     try:
-        with reachable_or_offline():
+        with go_offline_if_unreachable():
             for patterns in _WEIGHTS:
                 wanted = [_SETTINGS, *patterns]
                 folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
@@ -60,7 +60,7 @@ def download_repository(named: str, origin: str | None = None) -> Path:
 
 
 @contextmanager
-def reachable_or_offline() -> Iterator[None]:
+def go_offline_if_unreachable() -> Iterator[None]:
     """Let downloads from a hub that does not answer fail at once for a while, unless the file is in the cache.
 
     huggingface_hub 2.4 tries six times for each name that a file of weights may have, for a minute and with a warning

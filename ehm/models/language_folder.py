@@ -1,4 +1,4 @@
-"""The folder of a language model, in Hugging Face's layout: checked before a framework opens it, and known again."""
+"""The folder of a language model in Hugging Face's layout: check it before a framework opens it, and recognise it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", 
 _REMOTE_CODE = "auto_map"
 _BLOCK = 4096
 _BLOCKS = 64
-"""Blocks that are read of each file of weights, to know the model again: all of it would take a minute."""
+"""Blocks that are read of each file of weights to recognise the model: reading all of it would take a minute."""
 
 
 @dataclass(frozen=True)

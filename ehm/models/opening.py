@@ -1,7 +1,7 @@
 """Open the model that a configuration names: a run, one of its checkpoints, or weights of others.
 
-Those are a file or a folder, under timm's names or others (:mod:`ehm.models.published`). No framework here: the torch
-backend passes torch's own reader for torch's files. Reading a file never executes anything in it.
+Weights of others are a file or a folder, with timm's names or others (:mod:`ehm.models.published`). No framework is
+imported here: the torch backend passes torch's own reader for torch's files. Reading a file never executes its content.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def open_model(source: ModelSource, read_file: ReadFile = read_weights_file) -> 
     """Open what ``source.init`` names: a run folder, a checkpoint or a file of it, a file of weights or a Hub's folder.
 
     Everything is read once: pass the result on instead of opening it again. Raises CheckpointError if nothing is there,
-    it was altered or holds no encoder, or the sizes of a file cannot be told.
+    if it was altered or holds no encoder, or if the sizes of the encoder in a file cannot be inferred.
     """
     path = Path(source.init)
     if source.init.startswith(HUB):
@@ -105,9 +105,9 @@ def open_model(source: ModelSource, read_file: ReadFile = read_weights_file) -> 
 
 
 def find_pixels(init: str) -> PixelFormat:
-    """Return the channels and the depth of images for the weights ``init``, without reading their arrays.
+    """Return the channels and the depth of the images that the weights ``init`` are for, without reading their arrays.
 
-    Weights that say nothing of it, and those that are not there, are for photographs.
+    Weights that do not say, or do not exist, are taken as weights for photographs.
     """
     path = Path(init)
     if not path.exists():
@@ -123,7 +123,10 @@ def find_pixels(init: str) -> PixelFormat:
 
 
 def take_weights(checkpoint: Checkpoint, named: str | None = None) -> Weights:
-    """Take the encoder out of ``checkpoint``; CheckpointError if it has none, which begins with what is ``named``."""
+    """Return the encoder in ``checkpoint``.
+
+    Raises CheckpointError, which begins with ``named`` or else with the folder, if it holds none.
+    """
     kind = checkpoint.kind
     if kind == "tokenizer":
         raise CheckpointError(

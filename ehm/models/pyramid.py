@@ -21,8 +21,8 @@ __all__ = [
     "Resizing",
     "compute_shares",
     "find_taps",
-    "last_of_quarters",
-    "last_of_thirds",
+    "list_ends_of_quarters",
+    "list_ends_of_thirds",
     "plan_resizing",
     "round_stride",
 ]
@@ -43,13 +43,13 @@ class Resizing:
     shrinking: int
 
 
-def last_of_quarters(depth: int) -> tuple[int, ...]:
+def list_ends_of_quarters(depth: int) -> tuple[int, ...]:
     """Return the last block of each quarter, as in detection with MAE and in the paper (V-B): 2, 5, 8, 11 of 12."""
     lengths = (depth // 4, depth * 2 // 4, depth * 3 // 4, depth)
     return tuple(max(length - 1, 0) for length in lengths)  # a shallow encoder may have none in a quarter
 
 
-def last_of_thirds(depth: int) -> tuple[int, ...]:
+def list_ends_of_thirds(depth: int) -> tuple[int, ...]:
     """Return the last block of each third and the middle one, as BEiT and MAE segment: 3, 5, 7, 11 of 12."""
     lengths = (depth // 3, depth // 2, depth * 2 // 3, depth)
     return tuple(max(length - 1, 0) for length in lengths)
@@ -58,7 +58,8 @@ def last_of_thirds(depth: int) -> tuple[int, ...]:
 def find_taps(spec: EncoderSpec, blocks: tuple[int, ...] | None) -> tuple[int, ...]:
     """Return what the levels of a segmenter's pyramid are taken from, from the finest to the coarsest.
 
-    They are stages of a Swin, and of a ViT the ``blocks`` that its configuration names, or else :func:`last_of_thirds`.
+    For a Swin they are stages, and for a ViT the ``blocks`` that its configuration names, or else
+    :func:`list_ends_of_thirds`.
     Raises ConfigError if the encoder has no such blocks, or no maps of these strides.
     """
     if isinstance(spec, SwinSpec):
@@ -66,7 +67,7 @@ def find_taps(spec: EncoderSpec, blocks: tuple[int, ...] | None) -> tuple[int, .
         if not set(STRIDES) <= set(strides):
             raise ConfigError(f"model: a Swin with maps at strides {strides}, not 4, 8, 16, 32")
         return tuple(strides.index(stride) for stride in STRIDES)
-    taps = blocks or last_of_thirds(spec.depth)
+    taps = blocks or list_ends_of_thirds(spec.depth)
     if min(taps) < 0 or max(taps) >= spec.depth:
         raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {spec.depth}")
     return taps

@@ -15,8 +15,8 @@ from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.models.tables import TABLE
 
 __all__ = [
-    "bicubic_weights",
-    "bilinear_weights",
+    "compute_bicubic_weights",
+    "compute_bilinear_weights",
     "resample_arrays",
     "resample_images",
     "resample_positions",
@@ -26,7 +26,7 @@ __all__ = [
 _POSITIONS = ("pos_embed", "decoder_pos_embed")
 
 
-def bicubic_weights(new: int, old: int) -> NDArray[np.float64]:
+def compute_bicubic_weights(new: int, old: int) -> NDArray[np.float64]:
     """Compute the weights (new, old) that resample one axis: Keys's cubic kernel with a = -1/2.
 
     The kernel is widened when shrinking and normalised at borders. Keys, "Cubic convolution interpolation for digital
@@ -38,7 +38,7 @@ def bicubic_weights(new: int, old: int) -> NDArray[np.float64]:
     return _normalise_rows(np.where(x < 1, near, np.where(x < 2, far, 0)))
 
 
-def bilinear_weights(new: int, old: int) -> NDArray[np.float64]:
+def compute_bilinear_weights(new: int, old: int) -> NDArray[np.float64]:
     """Compute the weights (new, old) that resample one axis by a triangle, widened when shrinking.
 
     It is Pillow's BILINEAR and torch's antialiased ``interpolate``.
@@ -48,8 +48,8 @@ def bilinear_weights(new: int, old: int) -> NDArray[np.float64]:
 
 def resample_images(images: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
     """Resample images (B, 3, h, w) in [0, 1] to ``size`` = (H, W): (B, H, W, 3)."""
-    down = bicubic_weights(size[0], images.shape[2])
-    across = bicubic_weights(size[1], images.shape[3])
+    down = compute_bicubic_weights(size[0], images.shape[2])
+    across = compute_bicubic_weights(size[1], images.shape[3])
     resampled = (down @ images @ across.T).clip(0, 1)  # bicubic resampling overshoots
     return resampled.transpose(0, 2, 3, 1).astype(np.float32)
 
@@ -112,7 +112,7 @@ def _normalise_rows(weights: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _resample_grid(rows: NDArray[np.float64], new: tuple[int, int], old: tuple[int, int]) -> NDArray[np.float64]:
     """Resample rows (h * w, D) of an ``old`` (h, w) grid to a ``new`` one."""
-    down = bicubic_weights(new[0], old[0])
-    across = bicubic_weights(new[1], old[1])
+    down = compute_bicubic_weights(new[0], old[0])
+    across = compute_bicubic_weights(new[1], old[1])
     grid = np.einsum("yh,xw,hwd->yxd", down, across, rows.reshape(*old, -1), optimize=True)
     return grid.reshape(new[0] * new[1], -1)

@@ -20,7 +20,7 @@ from ehm.storage.arrays import Arrays
 
 __all__ = [
     "check_positions",
-    "describe_built",
+    "drop_unused_query",
     "infer_spec",
     "list_assumptions",
     "resize_spec",
@@ -35,10 +35,10 @@ RGB_CHANNELS = 3
 def infer_spec(arrays: Arrays, source: ModelSource) -> EncoderSpec:
     """Infer the spec of a ViT, a ViT with relative positions, or a Swin from the shapes of ``arrays``, timm's names.
 
-    Heads are those of the tables of relative positions, or of the published ViT of that width; a Swin's window is that
-    of its tables. The grid is that of ``source.image_size`` if it has as many places, else it is taken as square, a
-    Swin's as one window of its last stage, which changes no weight.
-    Raises CheckpointError if they are none of these, or ``source`` has to say what the shapes leave open.
+    The tables of relative positions tell the number of heads, and a Swin's window; a ViT without tables has the heads
+    of the published ViT of its width. The image has the size ``source.image_size`` if the positions fit it, and
+    otherwise is square. A Swin's last stage is then one window, which changes no weight.
+    Raises CheckpointError if the arrays are of no such encoder, or if ``source`` has to say what the shapes leave open.
     """
     if FIRST_TABLE in arrays:
         return infer_swin(arrays, source)
@@ -72,8 +72,8 @@ def check_positions(arrays: Arrays, spec: EncoderSpec, origin: str) -> None:
     check_tables(arrays, spec, origin)
 
 
-def describe_built(spec: EncoderSpec, pool: Pool) -> EncoderSpec:
-    """Return the spec of an encoder that was built to pool as ``pool``: a query that pools may have been left out."""
+def drop_unused_query(spec: EncoderSpec, pool: Pool) -> EncoderSpec:
+    """Return ``spec`` without its learned query, unless ``pool`` uses it: other networks are built without one."""
     if pool == "map" or not isinstance(spec, VitSpec) or not spec.form.attention_pool:
         return spec
     return replace(spec, form=spec.form.model_copy(update={"attention_pool": False}))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ehm.config.encoders import SwinSpec
 
-__all__ = ["Pair", "find_shift", "forbid_borders", "index_windows", "measure_map", "round_up"]
+__all__ = ["Pair", "find_shift", "forbid_borders", "index_windows", "round_up"]
 
 _FORBIDDEN = -100.0
 """Number that is added to the scores of pairs that must not see each other, as in the published code."""
@@ -19,19 +19,13 @@ Pair = tuple[int, int]
 """A number down and one across."""
 
 
-def measure_map(spec: SwinSpec, stage: int) -> Pair:
-    """Return the tokens down and across in ``stage``."""
-    scale = 2 ** (len(spec.depths) - 1 - stage)
-    return spec.grid[0] * scale, spec.grid[1] * scale
-
-
 def find_shift(spec: SwinSpec, stage: int, block: int) -> Pair:
     """Return by how many tokens the windows of a ``block`` of ``stage`` are moved, down and across.
 
     Every second block moves them by half of their sides, but not along an axis that one window spans.
     """
     sides = []
-    for length, side in zip(measure_map(spec, stage), spec.windows[stage], strict=True):
+    for length, side in zip(spec.measure_map(stage), spec.windows[stage], strict=True):
         sides.append(side // 2 if block % 2 and length > side else 0)
     return sides[0], sides[1]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ehm.config import TrainConfig
 from ehm.config.encoders import SwinSpec, VitSpec
-from ehm.models.resample import bicubic_weights
+from ehm.models.resample import compute_bicubic_weights
 from ehm.reference.layers import Floats, Weights, apply_linear, apply_norm, normalise, normalise_pixels, split_patches
 from ehm.reference.swin import Swin
 from ehm.reference.tokenizer import find_stride, find_tokens
@@ -71,8 +71,8 @@ class Reference:
         if config.objective == "beit":
             assert self.tokenizer is not None
             stride = find_stride(self.tokenizer)
-            down = bicubic_weights(config.spec.grid[0] * stride, config.image_size[0])
-            across = bicubic_weights(config.spec.grid[1] * stride, config.image_size[1])
+            down = compute_bicubic_weights(config.spec.grid[0] * stride, config.image_size[0])
+            across = compute_bicubic_weights(config.spec.grid[1] * stride, config.image_size[1])
             resized = np.einsum("ij,bjkc,lk->bilc", down, self.images / 255, across).clip(0, 1)
             return find_tokens(self.tokenizer, resized)
         assert self.average is not None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ehm.config import TrainConfig
-from ehm.config.encoders import VitSpec, relative_index
+from ehm.config.encoders import VitSpec, compute_relative_index
 from ehm.reference.layers import (
     ACTIVATIONS,
     Floats,
@@ -149,7 +149,7 @@ class Vit:
     def _find_bias(self, visible: Indices | None) -> Floats:
         """Return the biases of relative positions: (1 or B, h, L, L)."""
         table = self.weights["rel_pos_bias.relative_position_bias_table"]
-        bias: Floats = table[relative_index(self.spec.grid)].transpose(2, 0, 1)[None]
+        bias: Floats = table[compute_relative_index(self.spec.grid)].transpose(2, 0, 1)[None]
         if visible is None:
             return bias
         places = np.concatenate([np.zeros((len(visible), 1), np.int64), visible + 1], axis=1)

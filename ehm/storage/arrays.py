@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +18,7 @@ __all__ = [
     "LearnerState",
     "add_prefix",
     "check_shapes",
+    "count_tensors",
     "drop_names",
     "find_mismatches",
     "join_average",
@@ -47,6 +49,14 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> None:
         problems.append(f"{name} is not part of the model")
     if problems:
         raise CheckpointError(f"the weights do not fit this model: {join_some(sorted(problems))}")
+
+
+def count_tensors(parts: Iterable[str]) -> str:
+    """Return the names in ``parts``, one for each tensor, in order and with their numbers: "decoder (8 tensors)"."""
+    words = []
+    for part, count in sorted(Counter(parts).items()):
+        words.append(f"{part} ({count} tensors)" if count > 1 else part)
+    return ", ".join(words)
 
 
 def find_mismatches(shapes: Mapping[str, tuple[int, ...]], arrays: Arrays) -> list[str]:

@@ -129,7 +129,7 @@ def measure_reading(model: TextLearner, descriptions: Sequence[Description], con
         prompts = []
         for description, question in asked:
             sentence = describe_facts(description.facts if with_facts else "", config.text)
-            prompts.append(f"{sentence} {config.text.words.ask(question.text)}")
+            prompts.append(f"{sentence} {config.text.words.format_prompt(question.text)}")
         answers: list[str] = []
         for start in range(0, len(prompts), _QUESTIONS_AT_ONCE):
             answers += model.answer(prompts[start : start + _QUESTIONS_AT_ONCE], _LONGEST_ANSWER)

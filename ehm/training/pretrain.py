@@ -33,7 +33,7 @@ from ehm.config.objectives import OBJECTIVES
 from ehm.console import console
 from ehm.data import Source
 from ehm.errors import CheckpointError, ConfigError, NotFiniteError
-from ehm.models.encoder_file import encoder_metadata
+from ehm.models.encoder_file import make_encoder_metadata
 from ehm.models.fitting import keep_encoder
 from ehm.models.weights import Provenance, Weights
 from ehm.report.run_card import render_run_card
@@ -241,7 +241,7 @@ def _write_encoder(run: Run[TrainConfig], learner: Learner, checkpoint: Path) ->
     """
     config = run.config
     inputs = config.data.inputs
-    metadata = encoder_metadata(config.spec, inputs)
+    metadata = make_encoder_metadata(config.spec, inputs)
     state = learner.state()  # all processes have to call this, as each may hold a share of the parameters
     _, averaged = split_average(state.optimizer)
     path = run.folder / "encoder.safetensors"

@@ -69,7 +69,7 @@ def draw_documents(
         document = [Piece(describe_facts(description.facts, config))]
         for number in rng.permutation(len(description.questions))[: config.questions].tolist():
             question = description.questions[number]
-            document.append(Piece(f" {words.ask(question.text)}"))
+            document.append(Piece(f" {words.format_prompt(question.text)}"))
             document.append(Piece(f" {question.answers[0]}", is_answer=True))
         documents.append(document)
     return documents
@@ -82,7 +82,7 @@ def describe_facts(facts: str, config: TextConfig) -> str:
 
 def list_texts(descriptions: Sequence[Description], config: TextConfig) -> list[str]:
     """Return texts that together contain every word of all documents."""
-    texts = {describe_facts("", config), config.words.ask("")}
+    texts = {describe_facts("", config), config.words.format_prompt("")}
     for description in descriptions:
         texts.add(description.facts)
         for question in description.questions:

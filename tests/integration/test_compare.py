@@ -17,7 +17,7 @@ from ehm.comparison.command import compare
 from ehm.config import ModelSource, TrainConfig
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError, ConfigError
-from ehm.models.encoder_file import encoder_metadata
+from ehm.models.encoder_file import make_encoder_metadata
 from ehm.models.fitting import keep_encoder
 from ehm.models.shapes import spec_from_settings
 from ehm.tasks.finetune import finetune
@@ -39,7 +39,7 @@ def files(tmp_path_factory):
     """Encoders of one architecture: with random weights, and blind ones, which see every image the same."""
     folder = tmp_path_factory.mktemp("encoders")
     source = ModelSource.model_validate(MODEL)
-    metadata = encoder_metadata(spec_from_settings(source), InputSpec())
+    metadata = make_encoder_metadata(spec_from_settings(source), InputSpec())
     arrays = {}
     for name, value in TorchEncoder(source, backends.get("cpu").device).model.state_dict().items():
         arrays[name] = value.numpy().copy()
@@ -268,7 +268,7 @@ def test_every_encoder_has_an_untrained_one_like_it(changes, tmp_path):
     backend = backends.get("cpu")
     arrays = keep_encoder(backend.create_learner(config).state().model, config.spec.blocks)
     inputs = InputSpec((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
-    save_file(arrays, tmp_path / "first.safetensors", encoder_metadata(config.spec, inputs))
+    save_file(arrays, tmp_path / "first.safetensors", make_encoder_metadata(config.spec, inputs))
     names = [str(tmp_path / "first.safetensors"), "scratch"]
     _, scratch = open_candidates(names, backend, tmp_path, scratch_seeds=2)
     assert len({member.weights for member in scratch.members}) == 2

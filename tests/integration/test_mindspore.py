@@ -19,7 +19,7 @@ import ehm
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.deploy.predict.command import predict
-from ehm.models.encoder_file import encoder_metadata
+from ehm.models.encoder_file import make_encoder_metadata
 from ehm.storage.checkpoint import open_checkpoint
 
 pytestmark = elsewhere.needs_mindspore
@@ -261,7 +261,7 @@ def test_an_encoder_is_refused_or_is_what_its_file_says(tmp_path):
     save_file(VisionTransformer(**numbers, num_heads=3).state_dict() | cosine, tmp_path / "cosine.safetensors")
     model = VisionTransformer(**numbers, num_heads=6, norm_layer=norm).eval()
     inputs = InputSpec((0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
-    metadata = encoder_metadata(VitSpec((16, 64), 8, 192, 1, 6), inputs)
+    metadata = make_encoder_metadata(VitSpec((16, 64), 8, 192, 1, 6), inputs)
     save_file(model.state_dict(), tmp_path / "encoder.safetensors", metadata)
     torch.save({"model": model.state_dict()}, tmp_path / "encoder.pth")
     files = [tmp_path / name for name in ("cosine.safetensors", "encoder.safetensors", "encoder.pth")]

@@ -45,7 +45,7 @@ class MindsporeEncoder:
         self.has_class_token = spec.has_class_token
         self.inputs = loaded.inputs
         if data is not None:
-            self.inputs = data.input_spec(loaded.inputs)
+            self.inputs = data.complete_inputs(loaded.inputs)
         self.notes = loaded.notes
         pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
 

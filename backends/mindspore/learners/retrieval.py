@@ -24,7 +24,7 @@ from ehm.backends.mindspore.models.loading import load_model
 from ehm.config import RetrievalConfig
 from ehm.config.encoders import VitSpec
 from ehm.errors import ConfigError
-from ehm.models.resample import bilinear_weights
+from ehm.models.resample import compute_bilinear_weights
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Weights
 
@@ -104,8 +104,8 @@ class MindsporeEmbedder(SupervisedLearner):
     def _describe_size(self, pixels: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
         """Describe images (B, 3, H, W) at ``size``, of which the graph knows nothing but the patches' number."""
         if size != pixels.shape[2:]:
-            down = bilinear_weights(size[0], pixels.shape[2]).astype(np.float32)
-            across = bilinear_weights(size[1], pixels.shape[3]).astype(np.float32)
+            down = compute_bilinear_weights(size[0], pixels.shape[2]).astype(np.float32)
+            across = compute_bilinear_weights(size[1], pixels.shape[3]).astype(np.float32)
             pixels = (down @ pixels @ across.T).astype(np.float32)
         assert isinstance(self._spec, VitSpec)
         patches = math.prod(size) // self._spec.patch_size**2

@@ -27,7 +27,7 @@ from ehm.backends.mindspore.models.tuning import layer_of, restrict_learning
 from ehm.backends.resumable import ResumableTask
 from ehm.config import TaskConfig
 from ehm.config.data import refuse_other_images
-from ehm.config.inputs import differing_inputs
+from ehm.config.inputs import describe_changed_inputs
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import LoadedModel
 
@@ -67,9 +67,9 @@ class SupervisedLearner(ResumableTask):
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
         refuse_other_images(config.task, config.model.init, loaded.inputs.pixels)
-        self.inputs = config.data.input_spec(loaded.inputs)
+        self.inputs = config.data.complete_inputs(loaded.inputs)
         if self.notes:  # without weights, there is nothing to differ from
-            self.notes += differing_inputs(self.inputs, loaded.inputs)
+            self.notes += describe_changed_inputs(self.inputs, loaded.inputs)
         self.notes += restrict_learning(
             model, self._spec, config.model.freeze, config.lora, config.run.seed, encoder_prefix
         )

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.mindspore.models.rotary import compute_rotations
 from ehm.config.encoders import EncoderSpec, VitSpec
-from ehm.models.resample import bicubic_weights
+from ehm.models.resample import compute_bicubic_weights
 
 __all__ = ["CanvasTokens", "enlarge_side", "lay_out_patches", "place_grid", "place_row", "takes_any_size"]
 
@@ -84,7 +84,9 @@ def lay_out_patches(pixels: NDArray[np.float32], spec: VitSpec, places: NDArray[
     patches[:, places] = cut.reshape((batch, len(places), -1))
     resampling = None
     if spec.form.added_positions:
-        weights = np.kron(bicubic_weights(grid[0], spec.grid[0]), bicubic_weights(grid[1], spec.grid[1]))
+        weights = np.kron(
+            compute_bicubic_weights(grid[0], spec.grid[0]), compute_bicubic_weights(grid[1], spec.grid[1])
+        )
         resampling = _spread(weights, places, length)
     rotations = None
     if spec.form.rotary.kind is not None:

@@ -21,7 +21,7 @@ from ehm.models.channels import adapt_channels
 from ehm.models.fitting import resize_weights, select_arrays
 from ehm.models.opening import open_model
 from ehm.models.pretraining import select_initial_arrays
-from ehm.models.shapes import describe_built, spec_from_settings, spec_to_json
+from ehm.models.shapes import drop_unused_query, spec_from_settings, spec_to_json
 from ehm.models.timm_repository import TIMM, open_timm_repository
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
@@ -70,7 +70,7 @@ def load_model(
         _list_shapes(parameters), weights.arrays, spec.classifier, source.init, weights.provenance.notes
     )
     _copy_arrays(parameters, arrays)
-    return LoadedModel(model, spec_to_json(describe_built(spec, pool)), weights.provenance, notes)
+    return LoadedModel(model, spec_to_json(drop_unused_query(spec, pool)), weights.provenance, notes)
 
 
 def open_weights(source: ModelSource) -> Weights:

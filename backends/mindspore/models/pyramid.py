@@ -22,10 +22,9 @@ from ehm.config.encoders import EncoderSpec, SwinSpec, VitSpec
 from ehm.data.bilinear import interpolate_side
 from ehm.errors import ConfigError
 from ehm.models.pyramid import STRIDES, find_taps, plan_resizing, round_stride
-from ehm.models.resample import bicubic_weights
+from ehm.models.resample import compute_bicubic_weights
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import LoadedModel, Weights
-from ehm.models.windows import measure_map
 
 __all__ = ["build_pyramid", "load_pyramid"]
 
@@ -62,8 +61,8 @@ class VitPyramid(nn.Cell):
             self.resize = build_resize(image_size, (grid[0] * spec.patch_size, grid[1] * spec.patch_size))
         self.resampling = None
         if encoder.pos_embed is not None and grid != spec.grid:
-            down = bicubic_weights(grid[0], spec.grid[0])
-            across = bicubic_weights(grid[1], spec.grid[1])
+            down = compute_bicubic_weights(grid[0], spec.grid[0])
+            across = compute_bicubic_weights(grid[1], spec.grid[1])
             self.resampling = Tensor(np.kron(down, across).astype(np.float32))
         if encoder.rotations is not None:
             encoder.rotations = Tensor(compute_rotations(spec.form.rotary, grid, spec.width // spec.heads))
@@ -146,7 +145,7 @@ class SwinPyramid(nn.Cell):
     def __init__(self, encoder: Any, spec: SwinSpec, taps: tuple[int, ...]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.sizes = tuple(measure_map(spec, stage) for stage in taps)
+        self.sizes = tuple(spec.measure_map(stage) for stage in taps)
         # a level is what leaves the last block of its stage
         self.last_blocks = tuple(sum(spec.depths[: stage + 1]) - 1 for stage in taps)
         self.channels = tuple(spec.width << stage for stage in taps)

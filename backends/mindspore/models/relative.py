@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import Attention, Block
-from ehm.config.encoders import LAYER_SCALE, relative_index
+from ehm.config.encoders import LAYER_SCALE, compute_relative_index
 
 __all__ = ["RelativeBias", "RelativeBlock", "look_up_biases"]
 
@@ -84,7 +84,7 @@ class RelativeBlock(Block):
 
 def _create_table(grid: tuple[int, int], heads: int) -> tuple[Parameter, Tensor]:
     """Return a table of zeros, (T, h), and the entry of each pair of tokens, (L, L)."""
-    index = relative_index(grid)
+    index = compute_relative_index(grid)
     return Parameter(Tensor(np.zeros((index.max() + 1, heads), np.float32))), Tensor(index)
 
 

@@ -20,9 +20,9 @@ from ehm.backends.mindspore.models.initial import init_truncated
 from ehm.backends.mindspore.models.patches import PatchEmbed
 from ehm.backends.mindspore.models.relative import look_up_biases
 from ehm.backends.mindspore.models.windows import cut_windows, join_windows, mark_owners
-from ehm.config.encoders import SwinSpec, relative_index
+from ehm.config.encoders import SwinSpec, compute_relative_index
 from ehm.models.weights import Pool
-from ehm.models.windows import find_shift, forbid_borders, measure_map
+from ehm.models.windows import find_shift, forbid_borders
 
 __all__ = ["SwinBlock", "SwinParts", "SwinTransformer"]
 
@@ -39,7 +39,7 @@ class WindowAttention(Attention):
         super().__init__(width, heads, dtype)
         self.is_fused = False
         # without the class token, which a window does not have
-        index = np.ascontiguousarray(relative_index(window)[1:, 1:])
+        index = np.ascontiguousarray(compute_relative_index(window)[1:, 1:])
         rows = (2 * window[0] - 1) * (2 * window[1] - 1)
         self.relative_position_bias_table = Parameter(Tensor(np.zeros((rows, heads), np.float32)))
         self.index = Tensor(index)
@@ -68,7 +68,7 @@ class SwinBlock(Block):
 
     def __init__(self, spec: SwinSpec, stage: int, place: int, dtype: Any) -> None:
         window = spec.windows[stage]
-        size = measure_map(spec, stage)
+        size = spec.measure_map(stage)
         shift = find_shift(spec, stage, place)
         width = spec.width << stage
         heads = spec.heads[stage]
@@ -139,7 +139,7 @@ class SwinStage(nn.Cell):
     def __init__(self, spec: SwinSpec, stage: int, dtype: Any) -> None:
         super().__init__()
         if stage:
-            self.downsample = PatchMerging(measure_map(spec, stage - 1), spec.width << (stage - 1), dtype)
+            self.downsample = PatchMerging(spec.measure_map(stage - 1), spec.width << (stage - 1), dtype)
         self.blocks = nn.CellList([SwinBlock(spec, stage, place, dtype) for place in range(spec.depths[stage])])
 
 
@@ -154,7 +154,7 @@ class SwinParts(nn.Cell):
         )
         self.layers = nn.CellList([SwinStage(spec, stage, dtype) for stage in range(len(spec.depths))])
         self.norm = LayerNorm(spec.features, _EPSILON)
-        self.last_map = measure_map(spec, len(spec.depths) - 1)
+        self.last_map = spec.measure_map(len(spec.depths) - 1)
         # the stage of each block, and its place there
         self.places = tuple((stage, place) for stage, depth in enumerate(spec.depths) for place in range(depth))
 

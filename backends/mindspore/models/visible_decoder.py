@@ -17,7 +17,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from ehm.backends.mindspore.models.blocks import Block, Dense, LayerNorm, run_blocks
 from ehm.backends.mindspore.models.patches import gather_tokens
 from ehm.backends.mindspore.models.vit_parts import VitParts
-from ehm.config.encoders import VitSpec, sincos_positions
+from ehm.config.encoders import VitSpec, compute_sincos_positions
 
 __all__ = ["VisibleDecoder", "VisibleEncoder"]
 
@@ -74,4 +74,4 @@ class VisibleDecoder(VisibleEncoder):
 
 def build_fixed_positions(spec: VitSpec, width: int) -> Parameter:
     """Return sine-cosine positions of the class token and the patches, which are not trained: (1, 1 + N, width)."""
-    return Parameter(Tensor(sincos_positions(width, spec.grid)), requires_grad=False)
+    return Parameter(Tensor(compute_sincos_positions(width, spec.grid)), requires_grad=False)

@@ -24,7 +24,7 @@ from ehm.backends.reconstruction import reconstruct_tokens
 from ehm.config import TrainConfig
 from ehm.config.encoders import EncoderSpec
 from ehm.config.inputs import Means
-from ehm.models.resample import bicubic_weights, resample_images
+from ehm.models.resample import compute_bicubic_weights, resample_images
 
 __all__ = ["BeitSwin", "BeitVit", "MindsporeBeit", "VisualTokens", "build_beit"]
 
@@ -43,8 +43,8 @@ class VisualTokens:
         self._grid = grid
         self._image_size = image_size
         # resampling as two matrix products, one for each axis
-        down = bicubic_weights(grid[0] * tokenizer.stride, image_size[0])
-        across = bicubic_weights(grid[1] * tokenizer.stride, image_size[1])
+        down = compute_bicubic_weights(grid[0] * tokenizer.stride, image_size[0])
+        across = compute_bicubic_weights(grid[1] * tokenizer.stride, image_size[1])
         self._down = Tensor(down.astype(np.float32))
         self._across = Tensor(across.astype(np.float32))
         self._mean = Tensor(np.array(mean, np.float32).reshape(1, 3, 1, 1))

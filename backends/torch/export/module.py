@@ -34,7 +34,7 @@ from ehm.errors import CheckpointError
 from ehm.models.assembling import find_window
 from ehm.models.heads import Head, Output, Reference, list_outputs, select_labels
 from ehm.models.opening import open_model
-from ehm.models.pyramid import last_of_thirds
+from ehm.models.pyramid import list_ends_of_thirds
 from ehm.models.weights import LoadedModel, Provenance, Weights, number_labels
 from ehm.storage.arrays import Arrays, add_prefix, take_prefix
 
@@ -126,7 +126,7 @@ def _load_segmenter(source: ModelSource, weights: Weights) -> LoadedModel:
     config = SegmentationConfig.model_validate(metadata["config"])
     height, width = find_window(weights, source)
     encoder = config.model.model_copy(update={"init": source.init, "drop_path": 0.0})
-    pyramid, loaded = load_pyramid(encoder, (height, width), config.head.taps or last_of_thirds, weights)
+    pyramid, loaded = load_pyramid(encoder, (height, width), config.head.taps or list_ends_of_thirds, weights)
     labels = tuple(metadata["classes"])
     network = UperNet(pyramid, len(labels), config.head)
     state = network.state_dict()

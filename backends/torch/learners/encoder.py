@@ -51,7 +51,7 @@ class TorchEncoder:
             loaded = load_model(source, pool=pool or "avg", fc_norm=False, repool=pool is not None, channels=channels)
         self.inputs = loaded.inputs
         if data is not None:
-            self.inputs = data.input_spec(loaded.inputs)
+            self.inputs = data.complete_inputs(loaded.inputs)
         self._pixels = Pixels(device, self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
         self._origin = source.init
         self.model: Any = place_model(loaded.model, device).eval()

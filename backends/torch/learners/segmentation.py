@@ -27,7 +27,7 @@ from ehm.config import SegmentationConfig
 from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows
 from ehm.errors import ConfigError
-from ehm.models.pyramid import STRIDES, last_of_thirds
+from ehm.models.pyramid import STRIDES, list_ends_of_thirds
 from ehm.models.weights import Weights
 
 __all__ = ["IGNORED", "TorchSegmenter", "pixel_loss"]
@@ -50,7 +50,9 @@ class TorchSegmenter(Supervised):
         weights: Weights | None = None,
     ) -> None:
         with seed_weights(config.run.seed):
-            pyramid, loaded = load_pyramid(config.model, config.crop_size, config.head.taps or last_of_thirds, weights)
+            pyramid, loaded = load_pyramid(
+                config.model, config.crop_size, config.head.taps or list_ends_of_thirds, weights
+            )
             model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
         if config.inference.mode == "whole" and not pyramid.any_size:
             raise ConfigError(

@@ -22,7 +22,7 @@ from ehm.backends.torch.models.tuning import restrict_learning
 from ehm.backends.torch.models.vit import layers_of
 from ehm.config import TaskConfig
 from ehm.config.data import refuse_other_images
-from ehm.config.inputs import differing_inputs
+from ehm.config.inputs import describe_changed_inputs
 from ehm.errors import BackendError
 from ehm.models.weights import LoadedModel
 
@@ -60,9 +60,9 @@ class Supervised(ResumableTask, Stepped):
         self.architecture: Mapping[str, Any] = loaded.architecture
         self.notes = loaded.notes
         refuse_other_images(config.task, config.model.init, loaded.inputs.pixels)
-        self.inputs = config.data.input_spec(loaded.inputs)
+        self.inputs = config.data.complete_inputs(loaded.inputs)
         if self.notes:  # without weights, there is nothing to differ from
-            self.notes += differing_inputs(self.inputs, loaded.inputs)
+            self.notes += describe_changed_inputs(self.inputs, loaded.inputs)
         self.notes += tuning
         average = None
         if config.optim.ema_decay is not None:

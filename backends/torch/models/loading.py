@@ -38,10 +38,10 @@ from ehm.config.sections import ChannelRule
 from ehm.errors import CheckpointError, ConfigError
 from ehm.models.channels import adapt_channels, adapt_kernel, describe_adaptation
 from ehm.models.fitting import resize_weights, select_arrays
-from ehm.models.hub import reachable_or_offline
+from ehm.models.hub import go_offline_if_unreachable
 from ehm.models.opening import open_model, read_safetensors
 from ehm.models.pretraining import select_initial_arrays
-from ehm.models.shapes import describe_built, spec_from_settings, spec_to_json
+from ehm.models.shapes import drop_unused_query, spec_from_settings, spec_to_json
 from ehm.models.weights import LoadedModel, Pool, Provenance, Weights
 from ehm.storage.arrays import Arrays
 from ehm.storage.reading import shorten
@@ -99,7 +99,7 @@ def load_model(
         if pool == "avg" and weights.has_norm_behind_pooling:
             fc_norm = True  # else the norm that the weights have would be left out, and none be used
         model = build_encoder(weights.spec, classes, source.drop_path, pool, fc_norm)
-        architecture = spec_to_json(describe_built(weights.spec, pool))
+        architecture = spec_to_json(drop_unused_query(weights.spec, pool))
     assumptions = weights.provenance.notes
     arrays, notes = select_arrays(_list_shapes(model), weights.arrays, classifier_name(model), source.init, assumptions)
     _copy_arrays(model, arrays)
@@ -216,7 +216,7 @@ def _load_from_timm(source: ModelSource, classes: int, channels: int | None = No
         close = ", ".join(difflib.get_close_matches(name, timm.list_models(), 3)) or "timm.list_models() names them"
         raise ConfigError(f"model.init {source.init}: timm {timm.__version__} has no such model; near it: {close}")
     pretrained = option != "pretrained=false"
-    with reachable_or_offline() if pretrained else nullcontext():
+    with go_offline_if_unreachable() if pretrained else nullcontext():
         model = _create_timm_model(name, pretrained, source, classes, None)
     published = model.pretrained_cfg
     notes: tuple[str, ...] = ()

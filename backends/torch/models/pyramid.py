@@ -20,7 +20,7 @@ from ehm.backends.torch.models.vit import VIT_CLASSES, layers_of
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 from ehm.models.opening import names_weights, open_model
-from ehm.models.pyramid import STRIDES, last_of_thirds, plan_resizing, round_stride
+from ehm.models.pyramid import STRIDES, list_ends_of_thirds, plan_resizing, round_stride
 from ehm.models.weights import LoadedModel, Weights
 
 __all__ = [
@@ -52,7 +52,7 @@ class Pyramid(nn.Module):
     encoder without such maps.
     """
 
-    def __init__(self, encoder: Any, taps: Taps = last_of_thirds) -> None:
+    def __init__(self, encoder: Any, taps: Taps = list_ends_of_thirds) -> None:
         super().__init__()
         self.encoder = encoder
         self.neck: nn.ModuleList | None = None
@@ -121,7 +121,7 @@ class Pyramid(nn.Module):
 def load_pyramid(
     source: ModelSource,
     image_size: tuple[int, int] | None = None,
-    taps: Taps = last_of_thirds,
+    taps: Taps = list_ends_of_thirds,
     weights: Weights | None = None,
 ) -> tuple[Pyramid, LoadedModel]:
     """Load the encoder that ``source`` names, without head, as a pyramid for images of ``image_size`` = (H, W).

@@ -19,7 +19,7 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 from ehm.backends.torch.models.pyramid import Pyramid, load_pyramid
 from ehm.config import DetectionConfig
 from ehm.errors import ConfigError
-from ehm.models.pyramid import STRIDES, last_of_quarters
+from ehm.models.pyramid import STRIDES, list_ends_of_quarters
 from ehm.models.weights import LoadedModel, Weights
 
 __all__ = ["Backbone", "build_rcnn"]
@@ -61,7 +61,7 @@ def build_rcnn(
     does. The maps of a ViT are the outputs of its four quarters. Raises as ``load_pyramid`` does, and ConfigError if an
     encoder takes one size only that is no square of a multiple of 32 pixels.
     """
-    pyramid, loaded = load_pyramid(config.model, taps=last_of_quarters, weights=weights)
+    pyramid, loaded = load_pyramid(config.model, taps=list_ends_of_quarters, weights=weights)
     resizing, size = _build_resizing(config, pyramid.any_size, loaded.image_size)
     width = config.width
     backbone = Backbone(pyramid, width)

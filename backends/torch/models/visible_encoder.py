@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ehm.backends.torch.models.attention import MaskedBlock
 from ehm.backends.torch.models.patches import gather_tokens
 from ehm.backends.torch.models.vit_parts import VitParts, build_parts
-from ehm.config.encoders import VitSpec, sincos_positions
+from ehm.config.encoders import VitSpec, compute_sincos_positions
 
 __all__ = ["VisibleEncoder", "build_blocks", "build_fixed_positions", "create_norm", "initialise_linear_layers"]
 
@@ -72,7 +72,7 @@ def build_blocks(spec: VitSpec, width: int, depth: int, heads: int) -> nn.Module
 
 def build_fixed_positions(spec: VitSpec, width: int) -> nn.Parameter:
     """Return sine-cosine positions of the class token and the patches, which are not trained: (1, 1 + N, width)."""
-    return nn.Parameter(torch.from_numpy(sincos_positions(width, spec.grid)), requires_grad=False)
+    return nn.Parameter(torch.from_numpy(compute_sincos_positions(width, spec.grid)), requires_grad=False)
 
 
 def initialise_linear_layers(model: nn.Module) -> None:

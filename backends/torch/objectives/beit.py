@@ -22,7 +22,7 @@ from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config import TrainConfig
 from ehm.config.inputs import Means
-from ehm.models.resample import bicubic_weights, resample_images
+from ehm.models.resample import compute_bicubic_weights, resample_images
 
 __all__ = ["BeitSwin", "BeitVit", "TorchBeit", "VisualTokens", "build_beit"]
 
@@ -47,8 +47,8 @@ class VisualTokens:
         self._grid = grid
         self._image_size = image_size
         # resampling as two matrix products, one for each axis
-        down = bicubic_weights(grid[0] * tokenizer.stride, image_size[0])
-        across = bicubic_weights(grid[1] * tokenizer.stride, image_size[1])
+        down = compute_bicubic_weights(grid[0] * tokenizer.stride, image_size[0])
+        across = compute_bicubic_weights(grid[1] * tokenizer.stride, image_size[1])
         self._down = torch.from_numpy(down).float().to(device)
         self._across = torch.from_numpy(across).float().to(device)
         self._mean = torch.tensor(mean).view(1, 3, 1, 1).to(device)

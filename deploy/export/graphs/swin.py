@@ -14,12 +14,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.config.encoders import SwinSpec, relative_index
+from ehm.config.encoders import SwinSpec, compute_relative_index
 from ehm.deploy.export.graphs.encoder import AttentionSizes, EncoderGraph
 from ehm.deploy.export.graphs.mlp import add_mlp
 from ehm.models.heads import Output
 from ehm.models.weights import Weights
-from ehm.models.windows import find_shift, forbid_borders, index_windows, measure_map
+from ehm.models.windows import find_shift, forbid_borders, index_windows
 
 __all__ = ["SwinGraph"]
 
@@ -49,7 +49,7 @@ class SwinGraph(EncoderGraph):
         for stage in taps:
             columns = self.add_node("Transpose", [outputs[stage]], f"maps/{stage}/columns", perm=[0, 2, 1])
             width = self.spec.width << stage
-            shape = self.add_integers(f"maps.{stage}.shape", 0, width, *measure_map(self.spec, stage))
+            shape = self.add_integers(f"maps.{stage}.shape", 0, width, *self.spec.measure_map(stage))
             maps.append(self.add_node("Reshape", [columns, shape], f"maps/{stage}/map"))
         return maps
 
@@ -86,7 +86,7 @@ class SwinGraph(EncoderGraph):
         The four lie one column after the other.
         """
         name = f"layers.{stage}.downsample"
-        height, width = measure_map(self.spec, stage)
+        height, width = self.spec.measure_map(stage)
         features = self.spec.width << (stage - 1)
         shape = self.add_integers(f"{name}.cells", 0, height, 2, width, 2, features)
         cells = self.add_node("Reshape", [tokens, shape], f"{name}/cells")
@@ -109,7 +109,7 @@ class SwinGraph(EncoderGraph):
         down, across = self.spec.windows[stage]
         sizes = AttentionSizes(f"layers.{stage}.attn", down * across, self.spec.width << stage, self.spec.heads[stage])
         # without the class token, which a window does not have
-        pairs = np.ascontiguousarray(relative_index((down, across))[1:, 1:], np.int64)
+        pairs = np.ascontiguousarray(compute_relative_index((down, across))[1:, 1:], np.int64)
         windows = self._cut_windows(stage, block, tokens)
         query, key, value = self.add_heads(name, windows, sizes)
         scores = self.add_scores(name, query, key)
@@ -122,7 +122,7 @@ class SwinGraph(EncoderGraph):
         """Add (B, N, D) -> windows (B * nW, T, D); what lies beyond the map is 0, as in timm's class."""
         name = f"layers.{stage}.blocks.{block}.attn"
         index = self._index_windows(stage, block)
-        count = math.prod(measure_map(self.spec, stage))
+        count = math.prod(self.spec.measure_map(stage))
         if index.size > count:
             # a row of zeros behind the last token
             pads = self.add_integers("window.pads", 0, 0, 0, 0, 1, 0)
@@ -140,7 +140,7 @@ class SwinGraph(EncoderGraph):
         index = self._index_windows(stage, block).ravel()
         shape = self.add_integers(f"layers.{stage}.map", -1, index.size, self.spec.width << stage)
         tokens = self.add_node("Reshape", [windows, shape], f"{name}/places")
-        count = math.prod(measure_map(self.spec, stage))
+        count = math.prod(self.spec.measure_map(stage))
         # the place of each token; those beyond the map come last
         places = np.argsort(index, kind="stable")[:count]
         if np.array_equal(places, np.arange(index.size)):
@@ -151,7 +151,7 @@ class SwinGraph(EncoderGraph):
 
     def _hide_borders(self, stage: int, block: int, scores: str) -> str:
         """Add the mask of windows that join two borders of the map, if these are moved: (B * nW, n, T, T) twice."""
-        size = measure_map(self.spec, stage)
+        size = self.spec.measure_map(stage)
         shift = find_shift(self.spec, stage, block)
         mask = forbid_borders(size, self.spec.windows[stage], shift)
         if mask is None:
@@ -169,7 +169,7 @@ class SwinGraph(EncoderGraph):
     def _index_windows(self, stage: int, block: int) -> NDArray[np.int64]:
         """Return the token at each place of each window of a block: (nW, T)."""
         shift = find_shift(self.spec, stage, block)
-        return index_windows(measure_map(self.spec, stage), self.spec.windows[stage], shift)
+        return index_windows(self.spec.measure_map(stage), self.spec.windows[stage], shift)
 
 
 def _name_shift(shift: tuple[int, int]) -> str:

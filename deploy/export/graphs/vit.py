@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ehm.config.encoders import VitSpec, relative_index
+from ehm.config.encoders import VitSpec, compute_relative_index
 from ehm.deploy.bundle.manifest import Target
 from ehm.deploy.export.graphs.attention_pool import add_attention_pool
 from ehm.deploy.export.graphs.block_arrays import unify_blocks
@@ -117,7 +117,7 @@ class VitGraph(EncoderGraph):
             key = add_rotation(self, key, self.spec)
         scores = self.add_scores(name, query, key)
         if self.spec.relative:
-            biases = self.add_relative_biases(name, self.sizes, relative_index(self.spec.grid).astype(np.int64))
+            biases = self.add_relative_biases(name, self.sizes, compute_relative_index(self.spec.grid).astype(np.int64))
             scores = self.add_node("Add", [scores, biases], f"{name}/biased")
         return self.project_mixture(name, self.add_mixture(name, scores, value, self.sizes))
 

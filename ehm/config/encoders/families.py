@@ -9,7 +9,7 @@ from ehm.config.encoders.base import SizeOverrides
 from ehm.config.encoders.swin import SwinSpec
 from ehm.config.encoders.vit import VitSpec
 
-__all__ = ["FAMILIES", "PRESETS", "EncoderSpec", "encoder_spec", "family_of"]
+__all__ = ["FAMILIES", "PRESETS", "EncoderSpec", "encoder_spec", "find_family"]
 
 EncoderSpec = VitSpec | SwinSpec
 
@@ -25,7 +25,7 @@ PRESETS: dict[str, Mapping[str, Any]] = {
 """Sizes of every encoder that a configuration can name."""
 
 
-def family_of(encoder: str) -> type[VitSpec] | type[SwinSpec]:
+def find_family(encoder: str) -> type[VitSpec] | type[SwinSpec]:
     """Return the family of a named encoder; raises KeyError if nothing has that name."""
     for family in FAMILIES.values():
         if encoder in family.presets:
@@ -46,6 +46,6 @@ def encoder_spec(
     ``patch_size`` None is the published one; ``relative`` asks for a ViT in that form. Raises ValueError if the numbers
     do not fit together.
     """
-    family = family_of(encoder)
+    family = find_family(encoder)
     patch_size = patch_size or family.published_patch_size
     return family.from_settings(encoder, image_size, patch_size, model, relative, channels)

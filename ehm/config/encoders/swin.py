@@ -76,11 +76,14 @@ class SwinSpec(BaseSpec):
         """Tokens of a window down and across in each stage: no more than the stage has, as in the published code."""
         windows = []
         for stage in range(len(self.depths)):
-            scale = 2 ** (len(self.depths) - 1 - stage)
-            down = self.grid[0] * scale
-            across = self.grid[1] * scale
+            down, across = self.measure_map(stage)
             windows.append((min(self.window, down), min(self.window, across)))
         return tuple(windows)
+
+    def measure_map(self, stage: int) -> tuple[int, int]:
+        """Return the tokens down and across in ``stage``, counted from 0."""
+        scale = 2 ** (len(self.depths) - 1 - stage)
+        return self.grid[0] * scale, self.grid[1] * scale
 
     def table_grid(self, name: str) -> tuple[int, int]:
         """Tokens down and across that attend to each other where the table of relative positions ``name`` is used."""

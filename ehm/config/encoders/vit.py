@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ehm.config.encoders.base import BaseSpec, SizeOverrides
 from ehm.config.encoders.form import PLAIN, VitForm
 
-__all__ = ["LAYER_SCALE", "VIT_PRESETS", "VitSpec", "relative_index", "sincos_positions"]
+__all__ = ["LAYER_SCALE", "VIT_PRESETS", "VitSpec", "compute_relative_index", "compute_sincos_positions"]
 
 LAYER_SCALE = 0.1
 """Initial value of the factors of both branches of a block in the relative form (BEiT-B, SimMIM's ViT-B)."""
@@ -133,7 +133,7 @@ class VitSpec(BaseSpec):
         return spec
 
 
-def sincos_positions(width: int, grid: tuple[int, int]) -> NDArray[np.float32]:
+def compute_sincos_positions(width: int, grid: tuple[int, int]) -> NDArray[np.float32]:
     """Compute the sine-cosine positions of a grid, with zeros for the class token first: (1, 1 + N, width).
 
     The first half of the features encodes the column, the second the row, each as sines then cosines (MAE's layout).
@@ -148,7 +148,7 @@ def sincos_positions(width: int, grid: tuple[int, int]) -> NDArray[np.float32]:
     return np.concatenate([np.zeros((1, width)), table])[None].astype(np.float32)
 
 
-def relative_index(grid: tuple[int, int]) -> NDArray[np.int32]:
+def compute_relative_index(grid: tuple[int, int]) -> NDArray[np.int32]:
     """Return the row of a table of biases for each query and key of a ``grid`` = (h, w) with a class token: (L, L).
 
     Pairs of patches equally far apart, down and across, share one of (2h - 1) * (2w - 1) rows, down first. Then come

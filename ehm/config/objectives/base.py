@@ -37,6 +37,6 @@ class Objective:
         """Tell whether a run that is resumed still needs the weights in ``model.init``, the same as it began with."""
         return False
 
-    def hidden_ratio(self, ratio: float, units: int) -> float:
+    def compute_hidden_ratio(self, ratio: float, units: int) -> float:
         """Return the share of ``units`` mask units that ``mask.ratio`` = ``ratio`` hides, before it is rounded."""
         return ratio

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ehm.config.encoders import family_of
+from ehm.config.encoders import find_family
 from ehm.config.objectives.base import Objective
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class DecodingObjective(Objective):
     def check(self, config: TrainConfig) -> None:
         """See :meth:`Objective.check`."""
         super().check(config)
-        if not family_of(config.encoder).encodes_subsets:
+        if not find_family(config.encoder).encodes_subsets:
             raise ValueError(
                 f"objective {self.name} leaves hidden patches out of the encoder, which {config.encoder} cannot do: "
                 "its windows hold all of them; take objective simmim or beit, or a ViT"

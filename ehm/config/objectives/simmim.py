@@ -31,7 +31,7 @@ class SimmimObjective(Objective):
         },
     }
 
-    def hidden_ratio(self, ratio: float, units: int) -> float:
-        """See :meth:`Objective.hidden_ratio`. The published code rounds the number of hidden units up."""
+    def compute_hidden_ratio(self, ratio: float, units: int) -> float:
+        """See :meth:`Objective.compute_hidden_ratio`. The published code rounds the number of hidden units up."""
         # without the inner rounding, 0.6 of 5 units, 3.0000000000000004, would be 4
         return math.ceil(round(ratio * units, 6)) / units

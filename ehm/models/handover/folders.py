@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from ehm.models.encoder_file import encoder_metadata
+from ehm.models.encoder_file import make_encoder_metadata
 from ehm.models.handover.card import CardFacts, Usage, write_card_text
 from ehm.models.handover.preprocessor import describe_preprocessor
 from ehm.models.handover.refusal import NoSuchEncoderError
@@ -79,7 +79,7 @@ def _write_timm_folder(path: Path, weights: Weights, facts: CardFacts, encoder_f
             metadata = _PYTORCH
             if weights.spec is not None:
                 provenance = weights.provenance
-                described = encoder_metadata(weights.spec, provenance.inputs, provenance.labels, provenance.pool)
+                described = make_encoder_metadata(weights.spec, provenance.inputs, provenance.labels, provenance.pool)
                 metadata = _PYTORCH | described
             _write_arrays(temporary / _WEIGHTS, weights.arrays, metadata)
         else:

@@ -31,7 +31,7 @@ def describe_preprocessor(inputs: InputSpec, image_size: tuple[int, int]) -> tup
     if inputs.crop_mode == "center" and height == width:
         cut = {
             "image_processor_type": "BitImageProcessor",
-            "size": {"shortest_edge": inputs.resize_target(image_size)[0]},
+            "size": {"shortest_edge": inputs.compute_resized_size(image_size)[0]},
             "do_center_crop": True,
             "crop_size": {"height": height, "width": width},
         }

@@ -6,10 +6,9 @@ Training programs save a whole program's state: a student and its teacher, a net
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable
 
-from ehm.storage.arrays import Arrays
+from ehm.storage.arrays import Arrays, count_tensors
 
 __all__ = ["count_left_aside", "drop_computed", "find_prefix", "split_at_prefix"]
 
@@ -95,15 +94,14 @@ def drop_computed(arrays: Arrays) -> Arrays:
 
 
 def count_left_aside(names: Iterable[str]) -> str:
-    """Return ``names`` shortened to their first parts, each with its number of tensors."""
-    counts: Counter[str] = Counter()
-    for name in names:
-        part = name.partition(".")[0]
-        counts["the tower for texts" if part in _TEXT_PARTS else part] += 1
-    parts = []
-    for part, count in sorted(counts.items()):
-        parts.append(f"{part} ({count} tensors)" if count > 1 else part)
-    return ", ".join(parts)
+    """Return the parts of a network that ``names`` belong to, each with its number of tensors."""
+    return count_tensors(_name_part(name) for name in names)
+
+
+def _name_part(name: str) -> str:
+    """Return the first part of ``name``, or the words for a tower that encodes texts."""
+    part = name.partition(".")[0]
+    return "the tower for texts" if part in _TEXT_PARTS else part
 
 
 def _rank_prefix(prefix: str) -> tuple[int, int, str]:

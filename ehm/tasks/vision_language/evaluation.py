@@ -106,7 +106,7 @@ class AnswererEvaluation(Evaluation[VisionLanguageReport]):
         return self._benchmarks.source.question(index)
 
     def _write_prompt(self, index: int) -> str:
-        return self._config.language.ask(self._find_question(index).text)
+        return self._config.language.format_prompt(self._find_question(index).text)
 
     def _list_texts(self, indices: Sequence[int]) -> list[str]:
         return [self._texts[index] for index in indices]

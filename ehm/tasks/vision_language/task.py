@@ -82,7 +82,7 @@ class VisionLanguage(Task[VisionLanguageConfig, VisionLanguageReport]):
         answers = []
         for index in batch.indices.tolist():
             question = self._questions.question(index)
-            prompts.append(config.language.ask(question.text))
+            prompts.append(config.language.format_prompt(question.text))
             answers.append(draw_answer(question.answers, config.run.seed, epoch, index))
         return self.learner.train_step(batch.images, prompts, answers, lr, config.optim.weight_decay)
 

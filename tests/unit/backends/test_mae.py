@@ -12,7 +12,7 @@ from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models import attention
 from ehm.backends.torch.models.patches import patchify
 from ehm.backends.torch.objectives.mae import MaskedAutoencoder
-from ehm.config.encoders import VitSpec, sincos_positions
+from ehm.config.encoders import VitSpec, compute_sincos_positions
 from ehm.errors import CheckpointError
 from ehm.masking import split_mask
 
@@ -234,7 +234,7 @@ def test_encoder_loads_into_timm_and_gives_its_features():
 
 
 def test_positions_are_sines_of_column_then_row():
-    table = sincos_positions(16, (3, 5))[0]
+    table = compute_sincos_positions(16, (3, 5))[0]
     assert np.all(table[0] == 0)
     row, column = 2, 4
     angles = [1 / 10000 ** (i / 4) for i in range(4)]

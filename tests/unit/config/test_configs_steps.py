@@ -149,7 +149,7 @@ def test_it_answers(name, language):
     config = tiny_answerer(load_config(VisionLanguageConfig, name), language)
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
     answerer = backends.get("cpu").create_task_learner(config, classes=0)
-    prompts = [config.language.ask("red?")] * 4
+    prompts = [config.language.format_prompt("red?")] * 4
     metrics = answerer.train_step(images, prompts, ["yes", "no", "yes", "no"], config.optim.lr, 0.05)
     assert np.isfinite(float(metrics["loss"]))
     assert len(answerer.answer(images, prompts)) == 4

@@ -8,7 +8,7 @@ from PIL import Image
 from skimage import data
 from timm.data import create_transform, resolve_data_config
 
-from ehm.config.inputs import InputSpec, differing_inputs
+from ehm.config.inputs import InputSpec, describe_changed_inputs
 from ehm.data.eval_transform import EvalTransform
 from ehm.deploy.bundle.manifest import Preprocessing
 from ehm.deploy.bundle.preprocessing import create_eval_transform, describe_preprocessing
@@ -97,6 +97,6 @@ def test_a_description_comes_back_from_json():
 
 def test_what_a_configuration_changes_is_said():
     own = InputSpec(crop_pct=0.95)
-    assert differing_inputs(own, own) == ()
-    (note,) = differing_inputs(InputSpec(mean=MEAN, crop_pct=1.0), own)
+    assert describe_changed_inputs(own, own) == ()
+    (note,) = describe_changed_inputs(InputSpec(mean=MEAN, crop_pct=1.0), own)
     assert note == "these weights are taken as trained with data.mean [0.485, 0.456, 0.406], data.crop_pct 0.95"

@@ -16,7 +16,7 @@ from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.config.inputs import InputSpec
 from ehm.errors import CheckpointError
 from ehm.models.assembling import assemble_network
-from ehm.models.encoder_file import encoder_metadata, read_facts
+from ehm.models.encoder_file import make_encoder_metadata, read_facts
 from ehm.models.opening import open_model
 from ehm.models.shapes import spec_to_json
 from ehm.training.pretrain import train
@@ -33,7 +33,7 @@ def timms(size, heads, width=192):
 
 def write(path, model, spec=None, **changes):
     """Write ``model`` as ``encoder.safetensors`` is written; without ``spec`` as versions before did."""
-    metadata = encoder_metadata(spec, InputSpec(MEAN, STD)) if spec else {}
+    metadata = make_encoder_metadata(spec, InputSpec(MEAN, STD)) if spec else {}
     metadata |= {"mean": json.dumps(MEAN), "std": json.dumps(STD)} | changes
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, path, metadata)
     return ModelSource(init=str(path))
@@ -126,7 +126,7 @@ def test_timms_description_beside_a_file_is_read(tmp_path):
 def test_metadata_that_are_wrong_are_one_sentence(tmp_path, changes, message):
     spec = VitSpec((32, 32), 8, 192, 2, 3)
     if not changes.keys() & {"encoder", "inputs"}:
-        described = json.loads(encoder_metadata(spec, InputSpec())["encoder"])
+        described = json.loads(make_encoder_metadata(spec, InputSpec())["encoder"])
         changes = {"encoder": json.dumps(described | changes)}
     source = write(tmp_path / "encoder.safetensors", timms((32, 32), 3), spec, **changes)
     with pytest.raises(CheckpointError, match=message):

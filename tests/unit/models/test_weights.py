@@ -367,7 +367,7 @@ def test_timm_without_a_network_is_one_sentence_and_nothing_is_tried_again(monke
 def test_a_hub_that_answers_is_asked(answers, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: Session(answers))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    with hub.reachable_or_offline():
+    with hub.go_offline_if_unreachable():
         assert huggingface_hub.constants.is_offline_mode() is not answers
 
 
