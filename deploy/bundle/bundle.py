@@ -119,5 +119,9 @@ def _check_file(file: Path, record: FileRecord) -> None:
     """Raise ExportError if a file of a bundle is missing or is not the one that was recorded."""
     if not file.is_file():
         raise ExportError(f"{file}: missing; the bundle is incomplete")
-    if hash_file(file) != record.sha256:
+    try:
+        sha256 = hash_file(file)
+    except OSError as error:
+        raise ExportError(f"{file}: cannot be read: {error.strerror}") from None
+    if sha256 != record.sha256:
         raise ExportError(f"{file}: does not match the SHA-256 in {MANIFEST}; it was altered or damaged")

@@ -116,11 +116,13 @@ class Checkpoint:
         file = self.folder / name
         if not file.is_file():
             raise CheckpointError(f"{file}: missing; the checkpoint is incomplete")
-        # before anything is parsed: a truncated file could pass for one with other arrays
-        if hash_file(file) != self.metadata["sha256"].get(name):
-            raise CheckpointError(f"{file}: does not match the SHA-256 in {_STATE}; it was altered or damaged")
         try:
+            # before anything is parsed: a truncated file could pass for one with other arrays
+            if hash_file(file) != self.metadata["sha256"].get(name):
+                raise CheckpointError(f"{file}: does not match the SHA-256 in {_STATE}; it was altered or damaged")
             return load_file(file)
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}") from None
         except SafetensorError as error:
             raise CheckpointError(f"{file}: not a safetensors file: {error}") from None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ehm.data.stores.addresses import hide_secrets
 from ehm.errors import DataError
 from ehm.installation import build_install_command
+from ehm.storage.reading import shorten
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -248,15 +249,13 @@ def _explain(answer: object, wanted: int, tries: int) -> str:
     if isinstance(answer, FileNotFoundError):
         return "there is no such file"
     if isinstance(answer, PermissionError):
-        return f"the store refuses access: {_shorten(answer)}"
+        return f"the store refuses access: {_describe_error(answer)}"
     if isinstance(answer, TimeoutError):
         return f"the store did not answer in time{times}"
-    return f"{_shorten(answer)}{times}"
+    return f"{_describe_error(answer)}{times}"
 
 
-def _shorten(error: object) -> str:
-    text = " ".join(hide_secrets(str(error)).split())
-    if len(text) > _LONGEST_REASON:
-        text = f"{text[:_LONGEST_REASON]} …"
+def _describe_error(error: object) -> str:
+    text = shorten(hide_secrets(str(error)), _LONGEST_REASON)
     name = type(error).__name__
     return f"{name}: {text}" if text else name

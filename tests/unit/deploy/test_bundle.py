@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import numpy as np
 import onnx
@@ -57,6 +58,14 @@ def test_one_altered_byte_is_found(bundle, position):
 def test_a_missing_file_is_named(bundle):
     (bundle / "model.onnx").unlink()
     with pytest.raises(ExportError, match=r"model\.onnx: missing; the bundle is incomplete"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file here that is there and cannot be read")
+def test_a_file_that_cannot_be_read_is_named(bundle):
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").symlink_to("/proc/self/mem")
+    with pytest.raises(ExportError, match=r"model\.onnx: cannot be read: Input/output error"):
         Bundle.open(bundle)
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: whole or absent, and never trusted blindly."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -121,6 +122,15 @@ def test_an_altered_or_missing_file_is_named(tmp_path, name):
         open_to_resume(path)
     (path / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name}: missing"):
+        open_to_resume(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/mem"), reason="no file here that is there and cannot be read")
+def test_a_file_that_cannot_be_read_is_named(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "model.safetensors").unlink()
+    (path / "model.safetensors").symlink_to("/proc/self/mem")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read: Input/output error"):
         open_to_resume(path)
 
 

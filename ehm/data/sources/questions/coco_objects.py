@@ -10,7 +10,7 @@ import numpy as np
 from ehm.config import QuestionSet
 from ehm.data.sources.base import Split
 from ehm.data.sources.coco import CocoSource, read_annotations
-from ehm.data.sources.coco_layouts import Annotated, find_annotations
+from ehm.data.sources.coco_layouts import Annotated, find_annotations, holds_annotations
 from ehm.data.sources.questions.messages import QuestionPart
 from ehm.data.sources.questions.objects import AnnotatedObjects, ObjectCounts
 from ehm.errors import DataError
@@ -24,7 +24,7 @@ def holds_coco(root: Path) -> bool:
     """Return whether a folder has annotations in COCO's format, or is a file with a name as such files have."""
     if root.is_file():
         return _FILE.fullmatch(root.name) is not None
-    return (root / "instances.json").is_file() or any((root / "annotations").glob("instances_*.json"))
+    return holds_annotations(root)
 
 
 def read_coco_objects(chosen: QuestionSet, part: QuestionPart) -> AnnotatedObjects:

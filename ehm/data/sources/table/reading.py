@@ -81,8 +81,10 @@ def _read_header(file: Path, delimiter: str) -> list[str]:
             return next(csv.reader(stream, delimiter=delimiter), [])
     except OSError as problem:
         raise DataError(f"{file}: not a table: {problem.strerror}") from None
-    except (UnicodeDecodeError, csv.Error):
+    except UnicodeDecodeError:
         raise DataError(f"{file}: not a table in UTF-8; save it in that encoding") from None
+    except csv.Error as problem:
+        raise DataError(f"{file}: not a table: {problem}") from None
 
 
 def _read_csv(file: Path, columns: Sequence[str]) -> Table:
