@@ -235,12 +235,12 @@ class Batcher:
 
     def _run_together(self, images: list[Images], names: Sequence[str]) -> Outputs:
         """Run several requests' images as one batch; raises RequestError (500) if the model fails."""
-        # one request needs no copy
-        together = np.concatenate(images) if len(images) > 1 else images[0]
         # a guess from another thread than the loop's: a wrong one costs a moment and changes no result
         alone = self._under_way == 1 and not self._waiting
         run = self._run if alone else self._run_beside
         try:
+            # one request needs no copy
+            together = np.concatenate(images) if len(images) > 1 else images[0]
             outputs = run(together, names)
             for name, rows in outputs.items():
                 if len(rows) != len(together):

@@ -225,6 +225,19 @@ def test_a_failing_batch_fails_its_requests_and_no_others():
     asyncio.run(main())
 
 
+def test_requests_that_together_find_no_memory_fail_and_leave_nobody_waiting():
+    async def main():
+        made = batcher()
+        endless = np.broadcast_to(np.float32(0), (1, 2**50))  # takes no memory until it is copied
+        results = await asyncio.gather(*(made.infer(endless, ["a"], soon()) for _ in range(2)), return_exceptions=True)
+        for result in results:
+            assert result.status == 500
+            assert "the model failed on this batch: Unable to allocate" in str(result)
+        assert (await made.infer(ones(1), ["a"], soon())).outputs["a"].item() == 4
+
+    asyncio.run(main())
+
+
 def test_a_model_that_loses_rows_is_not_believed():
     async def main():
         made = batcher(lambda images, names: dict.fromkeys(names, images[:1]))
