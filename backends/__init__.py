@@ -20,7 +20,7 @@ from ehm.suggestions import suggest
 if TYPE_CHECKING:
     from ehm.backends.base import Backend
 
-__all__ = ["DEVICES", "GROUP", "framework_of", "get", "list_devices"]
+__all__ = ["DEVICES", "GROUP", "find_framework", "get", "list_devices"]
 
 DEVICES: dict[str, str] = {
     "cpu": "ehm.backends.torch:backend",
@@ -48,7 +48,7 @@ def list_devices() -> dict[str, str]:
     return list_plugins(GROUP, DEVICES, "device {}", BackendError)
 
 
-def framework_of(device: str) -> str:
+def find_framework(device: str) -> str:
     """Return the package that a device of ehm's own needs, which is also the extra of ehm that installs it."""
     return DEVICES[device].partition(":")[0].rpartition(".")[2]
 
@@ -64,12 +64,12 @@ def get(device: str = "auto", deterministic: bool = False) -> Backend:
     if name not in known:
         raise BackendError(f"--device {device}: unknown; known are auto, {', '.join(known)}{suggest(name, known)}")
     # asked before the import, whose own error would name no remedy
-    if name in DEVICES and find_spec(framework_of(name)) is None:
-        package = framework_of(name)
+    if name in DEVICES and find_spec(find_framework(name)) is None:
+        package = find_framework(name)
         problem = f"--device {device}: {package} is not installed; {build_install_command(package)} installs it"
         other = _choose_device()
-        if find_spec(framework_of(other)):
-            problem += f", or --device {other} takes {framework_of(other)}, which is"
+        if find_spec(find_framework(other)):
+            problem += f", or --device {other} takes {find_framework(other)}, which is"
         raise BackendError(problem)
     module, _, function = known[name].partition(":")
     if deterministic:
@@ -89,6 +89,6 @@ def get(device: str = "auto", deterministic: bool = False) -> Backend:
 def _choose_device() -> str:
     """Return a device of the first framework that is installed, torch's if none is."""
     for name in DEVICES:
-        if find_spec(framework_of(name)) is not None:
+        if find_spec(find_framework(name)) is not None:
             return name
     return "cpu"

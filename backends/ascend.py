@@ -25,14 +25,14 @@ __all__ = [
     "Installation",
     "Pair",
     "Problem",
+    "build_npu_install_command",
     "explain_absence",
+    "find_mindspore_mismatch",
     "find_mismatch",
+    "find_pair",
     "find_problem",
     "find_software",
-    "install_command",
     "list_missing_packages",
-    "mindspore_mismatch",
-    "pair_for",
 ]
 
 
@@ -169,8 +169,8 @@ def find_software(root: Path = Path("/"), environ: Mapping[str, str] = os.enviro
         else:
             hidden.append(node)
     return Installation(
-        torch=_package_version("torch"),
-        torch_npu=_package_version("torch-npu"),
+        torch=_read_package_version("torch"),
+        torch_npu=_read_package_version("torch-npu"),
         cann=cann,
         cann_home=cann_home,
         active=bool(named),
@@ -181,10 +181,12 @@ def find_software(root: Path = Path("/"), environ: Mapping[str, str] = os.enviro
     )
 
 
-def pair_for(torch_npu: str) -> Pair | None:
+def find_pair(torch_npu: str) -> Pair | None:
     """Return the published pair of a release of torch-npu; of a later .postN the last one before, else None."""
+    release = _parse_release(torch_npu)
+    number = _parse_post_number(torch_npu)
     for pair in PAIRS:
-        if pair.torch == _release_of(torch_npu) and _post_number(pair.torch_npu) <= _post_number(torch_npu):
+        if pair.torch == release and _parse_post_number(pair.torch_npu) <= number:
             return pair
     return None
 
@@ -193,10 +195,10 @@ def find_mismatch(found: Installation) -> Problem | None:
     """Find installed versions that do not go together; None if they do, as far as is published."""
     if found.torch_npu is None:
         return None
-    pair = pair_for(found.torch_npu)
+    pair = find_pair(found.torch_npu)
     # builds such as 2.12.0+cpu are of the same release
-    if found.torch is None or _release_of(found.torch) != _release_of(found.torch_npu):
-        wanted = _release_of(found.torch_npu)
+    if found.torch is None or _parse_release(found.torch) != _parse_release(found.torch_npu):
+        wanted = _parse_release(found.torch_npu)
         if pair is not None:
             wanted = pair.torch
         have = "torch is not installed"
@@ -216,9 +218,9 @@ def find_mismatch(found: Installation) -> Problem | None:
     return None
 
 
-def mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
+def find_mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
     """Find out whether another CANN is installed than goes with a release of MindSpore; None if not, or not known."""
-    wanted = MINDSPORE.get(_release_of(mindspore))
+    wanted = MINDSPORE.get(_parse_release(mindspore))
     if wanted is None or found.cann is None or _is_release(found.cann, wanted):
         return None
     return Problem(
@@ -230,11 +232,11 @@ def mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
 def find_problem(found: Installation) -> Problem | None:
     """Find the first thing that keeps torch from seeing an NPU, as far as files tell; None if all is there."""
     if found.torch_npu is None:
-        return Problem("torch-npu is not installed", install_command(found.torch))
+        return Problem("torch-npu is not installed", build_npu_install_command(found.torch))
     if wrong := find_mismatch(found):
         return wrong
     if found.cann is None:
-        pair = pair_for(found.torch_npu)
+        pair = find_pair(found.torch_npu)
         wanted = f"is not among the published pairs, which end at {NEWEST}"
         if pair is not None:
             wanted = f"goes with CANN {pair.cann}"
@@ -266,7 +268,7 @@ def find_problem(found: Installation) -> Problem | None:
 
 def list_missing_packages() -> list[str]:
     """Return those of ``COMPILER_PACKAGES`` that this Python does not have."""
-    return [name for name in COMPILER_PACKAGES if _package_version(name) is None]
+    return [name for name in COMPILER_PACKAGES if _read_package_version(name) is None]
 
 
 def explain_absence(error: BaseException | str | None = None, found: Installation | None = None) -> str:
@@ -288,12 +290,12 @@ def explain_absence(error: BaseException | str | None = None, found: Installatio
     return f"{known} show no NPU: npu-smi info says whether the driver sees one"
 
 
-def install_command(torch: str | None = None) -> str:
+def build_npu_install_command(torch: str | None = None) -> str:
     """Return the command that installs torch-npu beside ``torch``, or the newest documented pair if it has none."""
     chosen = NEWEST
     reason = ""
     if torch is not None:
-        fitting = [pair for pair in PAIRS if pair.torch == _release_of(torch)]
+        fitting = [pair for pair in PAIRS if pair.torch == _parse_release(torch)]
         if fitting:
             chosen = fitting[0]  # the newest comes first
         else:
@@ -329,20 +331,20 @@ def _read_value(file: Path, key: str) -> str | None:
     return None
 
 
-def _package_version(name: str) -> str | None:
+def _read_package_version(name: str) -> str | None:
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def _release_of(number: str) -> str:
+def _parse_release(number: str) -> str:
     """Return the release that a version is a build of: ``2.12.0`` for ``2.12.0.post3`` and ``2.12.0+cpu``."""
     without_build = number.partition("+")[0]
     return ".".join(without_build.split(".")[:3]).partition("rc")[0]
 
 
-def _post_number(number: str) -> int:
+def _parse_post_number(number: str) -> int:
     """Return the number of a post-release, 0 of any other: 2 for ``2.7.1.post2`` and ``2.7.1.post2.dev20250724``."""
     match = re.search(r"\.post(\d+)", number)
     return int(match[1]) if match else 0

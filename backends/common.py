@@ -16,11 +16,11 @@ __all__ = [
     "STEP",
     "TRACKER",
     "draw_normal_head",
-    "host_memory",
     "is_decayed",
-    "resident_memory",
+    "make_step_seed",
+    "measure_host_memory",
+    "measure_resident_memory",
     "split_batch",
-    "step_entropy",
 ]
 
 SCALE = "scaler/scale"
@@ -46,7 +46,7 @@ def is_decayed(name: str, dimensions: int, no_decay: Collection[str] = ()) -> bo
     return dimensions > 1 and not name.endswith((".bias", "bias_table")) and name not in no_decay
 
 
-def step_entropy(seed: int, step: int, rank: int) -> list[int]:
+def make_step_seed(seed: int, step: int, rank: int) -> list[int]:
     """Return the numbers that seed a step's random numbers, which are the same in a resumed run then."""
     numbers = [seed, step]
     if rank:
@@ -63,7 +63,7 @@ def draw_normal_head(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.random.default_rng(0).normal(0, 0.02, shape).astype(np.float32)
 
 
-def resident_memory() -> int:
+def measure_resident_memory() -> int:
     """Return the bytes of this machine's memory that the process occupies now; where Linux is not, its peak."""
     try:
         pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
@@ -74,6 +74,6 @@ def resident_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def host_memory() -> int:
+def measure_host_memory() -> int:
     """Return the bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -60,7 +60,7 @@ def count_pretraining(config: TrainConfig) -> int:
             if config.masking in BY_SALIENCY:
                 model.compute_saliency(tokens.detach())
         if objective is not None:
-            targets = objective.targets(images)
+            targets = objective.compute_targets(images)
         model(images, *(torch.from_numpy(part) for part in parts), tokens, **targets).backward()
     return int(counter.get_total_flops())
 

@@ -276,7 +276,7 @@ def run_row(row: str, model: str, dtype: str, batch_size: int, device: str, cpu:
         seconds["hierarchy"] += seconds["tree"]
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         if torch_device.type != "cpu":
-            memory = devices.device_module(torch_device).max_memory_allocated() / 2**20
+            memory = devices.get_device_module(torch_device).max_memory_allocated() / 2**20
         if number >= 0:
             print(json.dumps({**seconds, "memory": memory}))
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
 from ehm import backends
-from ehm.backends.torch.engine.devices import device_module
+from ehm.backends.torch.engine.devices import get_device_module
 from ehm.backends.torch.language.stand_in import create_language_model, create_word_tokenizer
 from ehm.config import VisionLanguageConfig
 
@@ -184,7 +184,7 @@ def synchronise(device: str) -> None:
     """Wait for an accelerator."""
     chosen = torch.device(device)
     if chosen.type != "cpu":
-        device_module(chosen).synchronize()
+        get_device_module(chosen).synchronize()
 
 
 def list_rows(

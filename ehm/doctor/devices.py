@@ -66,7 +66,7 @@ def examine_device(name: str, provider: str) -> Finding:
     """Examine the device ``name``, whose backend the function ``provider`` makes."""
     kind = name.partition(":")[0]
     if kind in backends.DEVICES:
-        framework = backends.framework_of(kind)
+        framework = backends.find_framework(kind)
         if find_spec(framework) is None:
             return Finding("device", name, "missing", f"{framework} is not installed", build_install_command(framework))
     # In a child: a driver that does not match can end the process that asks for the device.

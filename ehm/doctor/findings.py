@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ehm.backends import ascend
-from ehm.backends.common import host_memory
+from ehm.backends.common import measure_host_memory
 from ehm.doctor.child import LATE, ask_child
 from ehm.doctor.variables import VARIABLES
 from ehm.installation import build_install_command
@@ -80,7 +80,7 @@ def examine_machine() -> Iterator[Finding]:
     if usable != present:
         cores = f"{usable} of {present}, which is all that this process may use"
     yield Finding("machine", "cores", "ok", cores)
-    memory = host_memory()
+    memory = measure_host_memory()
     yield Finding("machine", "memory", "ok", f"{memory / 2**30:.1f} GiB", facts={"bytes": memory})
     yield _report_software("NVIDIA driver", find_nvidia_driver())
     software = ascend.find_software(ROOT)
@@ -163,7 +163,7 @@ def _report_software(name: str, installed: str | None, location: str = "") -> Fi
 
 def _choose_install_command(name: str) -> str:
     if name == "torch-npu":
-        return ascend.install_command(_find_version("torch"))
+        return ascend.build_npu_install_command(_find_version("torch"))
     if name == "mindspore":
         return f"{build_install_command('mindspore')} with Python 3.12 at most, in an environment of its own"
     return build_install_command(EXTRAS[name]) if EXTRAS[name] else f"pip install {name}"
@@ -186,7 +186,7 @@ def _find_mismatch(name: str, installed: str) -> ascend.Problem | None:
             f"mindspore {installed} goes with Python 3.12 at most, but this is {platform.python_version()}",
             "python3.12 -m venv for an environment of its own",
         )
-    return ascend.mindspore_mismatch(installed, ascend.find_software(ROOT))
+    return ascend.find_mindspore_mismatch(installed, ascend.find_software(ROOT))
 
 
 def _find_version(name: str) -> str | None:

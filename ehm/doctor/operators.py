@@ -50,7 +50,7 @@ def report_operators(device: str = "auto", json: bool = False, subject: str = ""
     ``subject`` is a part of ehm, MODULE:FUNCTION for a network of the user's, or "" for all of ehm. Raises BackendError
     if they cannot be recorded, ConfigError if there is no such part or function.
     """
-    torch_devices = [name for name in backends.DEVICES if backends.framework_of(name) == "torch"]
+    torch_devices = [name for name in backends.DEVICES if backends.find_framework(name) == "torch"]
     if device.partition(":")[0] not in ("auto", *torch_devices):
         known = ", ".join(torch_devices)
         raise BackendError(f"--operators --device {device}: torch's are recorded, on auto, {known}")

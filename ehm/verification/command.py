@@ -81,7 +81,7 @@ def _find_cpu(device: str) -> Backend | None:
 
     MindSpore's is no alternative: a process of MindSpore has one target.
     """
-    if device.partition(":")[0] == "cpu" or find_spec(backends.framework_of("cpu")) is None:
+    if device.partition(":")[0] == "cpu" or find_spec(backends.find_framework("cpu")) is None:
         return None
     return backends.get("cpu")
 

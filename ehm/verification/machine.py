@@ -13,7 +13,7 @@ from typing import Any
 
 from ehm.backends import ascend
 from ehm.backends.base import Backend
-from ehm.backends.common import host_memory
+from ehm.backends.common import measure_host_memory
 from ehm.doctor.findings import find_nvidia_driver
 from ehm.installation import describe_version
 from ehm.processors import count_available_processors
@@ -41,7 +41,7 @@ def describe_machine(backend: Backend) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}, {' '.join(platform.libc_ver())}".strip(", "),
         "processor": _name_processor(),
         "cores": count_available_processors(),
-        "memory_gib": round(host_memory() / 2**30, 1),
+        "memory_gib": round(measure_host_memory() / 2**30, 1),
         "load": round(os.getloadavg()[0], 1),
         "device": info.description,
         "devices": info.count,

@@ -37,7 +37,7 @@ def check_fallbacks(device: str) -> Iterator[Measurement]:
     kind = device.partition(":")[0]
     if kind == "cpu":
         raise SkipError("a CPU has nothing to fall back to")
-    if kind in backends.DEVICES and backends.framework_of(kind) != "torch":
+    if kind in backends.DEVICES and backends.find_framework(kind) != "torch":
         raise SkipError("MindSpore raises an error for an operator that its target lacks, and never falls back")
     names = ask_in_child(_ASK, device)
     yield Measurement("", len(names), 0, f"fell back: {', '.join(names)}" if names else "none fell back")

@@ -17,7 +17,7 @@ from mindspore import Tensor, ops  # noqa: E402
 
 from ehm import backends  # noqa: E402
 from ehm.backends.mindspore.engine import devices, graphs, reduction  # noqa: E402
-from ehm.backends.mindspore.engine.devices import FACTS, current_facts  # noqa: E402
+from ehm.backends.mindspore.engine.devices import FACTS, get_current_facts  # noqa: E402
 from ehm.backends.mindspore.models.blocks import Attention  # noqa: E402
 from ehm.backends.mindspore.models.form_blocks import FormAttention  # noqa: E402
 from ehm.backends.mindspore.models.patches import gather_tokens  # noqa: E402
@@ -82,7 +82,7 @@ def fused(monkeypatch):
 
 
 def test_facts_are_those_of_the_target_and_of_the_pages_mindspore():
-    assert current_facts() is FACTS["cpu"]
+    assert get_current_facts() is FACTS["cpu"]
     assert set(FACTS["ascend"].fused_attention_dtypes) == read_documented_dtypes()
     assert "multiple of 16, with the max value of 512" in re.sub(r"\s+", " ", PAGE)
     assert re.search(r"jit_level.*?``\"O0\"`` or ``\"O1\"``", ms.jit.__doc__, re.DOTALL)

@@ -60,7 +60,7 @@ def test_it_learns_to_say_images_in_tokens(stripes, tmp_path, capsys, device):
     files = sorted(stripes.rglob("*.png"))
     images = np.stack([EvalTransform((32, 32))(decode_image(file)) for file in files])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
-    tokens = tokenizer.tokens(pixels)
+    tokens = tokenizer.compute_tokens(pixels)
     assert tokens.shape == (48, 64)
     seen, same = tokenizer.reconstruct(pixels)
     assert torch.equal(tokens, same)

@@ -9,7 +9,7 @@ from typing import Any
 import mindspore as ms
 
 from ehm.backends.base import DeviceInfo
-from ehm.backends.common import host_memory, resident_memory
+from ehm.backends.common import measure_host_memory, measure_resident_memory
 from ehm.errors import BackendError
 
 __all__ = [
@@ -18,8 +18,8 @@ __all__ = [
     "TargetFacts",
     "choose_dtype",
     "choose_target",
-    "current_facts",
     "describe_target",
+    "get_current_facts",
     "is_busy",
     "read_peak_memory",
     "use_target",
@@ -119,7 +119,7 @@ def use_target(target: Target) -> None:
         raise BackendError(f"--device mindspore:{target.kind}: MindSpore cannot use it: {reason}") from None
 
 
-def current_facts() -> TargetFacts:
+def get_current_facts() -> TargetFacts:
     """Return the facts of the target that this process computes on; MindSpore has one for all that a process does."""
     name = ms.get_context("device_target")
     for facts in FACTS.values():
@@ -143,7 +143,7 @@ def describe_target(target: Target) -> DeviceInfo:
     """Return the name, number, memory and types of ``target``."""
     if target.kind == "cpu":
         count = 1
-        memory = host_memory()
+        memory = measure_host_memory()
         text = f"CPU target, {os.cpu_count()} cores"
     else:
         count = ms.device_context.ascend.device_count()
@@ -171,7 +171,7 @@ def is_busy(target: Target) -> bool:
 def read_peak_memory(target: Target) -> int:
     """Return the most bytes that tensors held on ``target`` since the last call; of a CPU, what the process holds."""
     if target.kind == "cpu":
-        return resident_memory()
+        return measure_resident_memory()
     peak = int(ms.runtime.max_memory_allocated())
     ms.runtime.reset_peak_memory_stats()
     return peak

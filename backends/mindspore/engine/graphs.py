@@ -10,14 +10,14 @@ import numpy as np
 from mindspore import Tensor
 from numpy.typing import NDArray
 
-from ehm.backends.mindspore.engine.devices import current_facts
+from ehm.backends.mindspore.engine.devices import get_current_facts
 
 __all__ = ["BatchGraph", "compile_graph"]
 
 
 def compile_graph(function: Callable[..., Any]) -> Any:
     """Return ``function`` as a graph, which MindSpore compiles when it is called with inputs of new shapes."""
-    return ms.jit(function, jit_level=current_facts().jit_level)
+    return ms.jit(function, jit_level=get_current_facts().jit_level)
 
 
 class BatchGraph:

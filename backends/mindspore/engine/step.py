@@ -59,14 +59,14 @@ class Training:
         self._figures = figures
         self._average = compile_graph(build_mean(processes))
 
-        def scaled(factor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        def scale_loss(factor: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
             if not figures:
                 value = loss(*inputs)
                 return value * factor, value
             measured = loss(*inputs)
             return measured[0] * factor, *measured
 
-        self._gradients = compile_graph(ms.value_and_grad(scaled, None, optimizer.parameters, has_aux=True))
+        self._gradients = compile_graph(ms.value_and_grad(scale_loss, None, optimizer.parameters, has_aux=True))
         self._add = compile_graph(_add_gradients)
         self._prepare = compile_graph(
             _build_preparation(optimizer, optim.clip_grad, self._scaler is not None, processes)
@@ -182,7 +182,7 @@ def _build_preparation(
             gradients = averaged[1:]
         if scaled:
             gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, 1 / scale), gradients)
-        norm = ops.sqrt(ops.AddN()(_APPLY_TO_EACH(_square_sum, gradients)))
+        norm = ops.sqrt(ops.AddN()(_APPLY_TO_EACH(_sum_squares, gradients)))
         if clip is not None:
             # the small number is that of torch's clip_grad_norm_
             gradients = _APPLY_TO_EACH(ops.partial(_PRODUCT, ops.minimum(clip / (norm + 1e-6), 1.0)), gradients)
@@ -191,5 +191,5 @@ def _build_preparation(
     return prepare
 
 
-def _square_sum(gradient: Tensor) -> Tensor:
+def _sum_squares(gradient: Tensor) -> Tensor:
     return ops.ReduceSum()(ops.square(gradient))

@@ -22,7 +22,7 @@ from ehm.backends.mindspore.engine.step import Training
 from ehm.backends.mindspore.engine.tensors import Pixels, set_values
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
 from ehm.backends.mindspore.models.loading import load_model
-from ehm.backends.mindspore.models.tuning import layer_of
+from ehm.backends.mindspore.models.tuning import find_layer
 from ehm.config import FinetuneConfig
 from ehm.models.weights import Weights
 
@@ -59,20 +59,22 @@ class MindsporeClassifier(SupervisedLearner):
                 return binary_cross_entropy(logits, targets, positive_weights)
             return soft_cross_entropy(logits, targets)
 
-        def loss(images: Tensor, targets: Tensor, positive_weights: Tensor | None, keep: Tensor | None) -> Tensor:
+        def compute_loss(
+            images: Tensor, targets: Tensor, positive_weights: Tensor | None, keep: Tensor | None
+        ) -> Tensor:
             return compare(model(pixels(images), keep), targets, positive_weights)
 
-        def probe_loss(features: Tensor, targets: Tensor, positive_weights: Tensor | None) -> Tensor:
+        def compute_probe_loss(features: Tensor, targets: Tensor, positive_weights: Tensor | None) -> Tensor:
             return compare(model.head(features), targets, positive_weights)
 
-        def features(images: Tensor) -> Tensor:
+        def pool_images(images: Tensor) -> Tensor:
             return model.pool_images(pixels(images))
 
-        def logits(images: Tensor) -> Tensor:
+        def compute_logits(images: Tensor) -> Tensor:
             return measured(pixels(images)).astype(ms.float32)
 
-        self._features = compile_graph(features)
-        self._logits = BatchGraph(logits)
+        self._features = compile_graph(pool_images)
+        self._logits = BatchGraph(compute_logits)
         if config.frozen:
             for name, parameter in model.parameters_and_names():
                 if not name.startswith("head."):
@@ -80,9 +82,9 @@ class MindsporeClassifier(SupervisedLearner):
         optimizer = self._create_optimizer()
         if config.frozen:
             # one part, because the head's batch norm has to see the whole batch at once
-            self._training = Training(probe_loss, optimizer, config.optim, dtype, processes, parts=1)
+            self._training = Training(compute_probe_loss, optimizer, config.optim, dtype, processes, parts=1)
         else:
-            self._training = Training(loss, optimizer, config.optim, dtype, processes)
+            self._training = Training(compute_loss, optimizer, config.optim, dtype, processes)
 
     def train_step(
         self,
@@ -116,18 +118,19 @@ class MindsporeClassifier(SupervisedLearner):
         layers: list[int] = []
         parameters: list[Parameter] = []
         for name, parameter in model.parameters_and_names():
-            layer = layer_of(name, self._spec)
+            layer = find_layer(name, self._spec)
             if layer <= self._spec.blocks and parameter.requires_grad:
                 layers.append(layer)
                 parameters.append(parameter)
 
-        def loss(images: Tensor, targets: Tensor) -> Tensor:
+        def compute_loss(images: Tensor, targets: Tensor) -> Tensor:
             return soft_cross_entropy(model(pixels(images)), targets)
 
         model.set_train(False)
         # operator by operator: to compile a graph for a few batches would take longer
         with _normal_head(model):
-            _, gradients = ms.value_and_grad(loss, None, ms.ParameterTuple(parameters))(Tensor(images), Tensor(targets))
+            measure = ms.value_and_grad(compute_loss, None, ms.ParameterTuple(parameters))
+            _, gradients = measure(Tensor(images), Tensor(targets))
         by_layer: list[list[NDArray[np.float32]]] = [[] for _ in range(self._spec.blocks + 1)]
         for layer, gradient in zip(layers, gradients, strict=True):
             by_layer[layer].append(gradient.astype(ms.float32).asnumpy().ravel())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ehm.backends.mindspore.engine.graphs import BatchGraph
 from ehm.backends.mindspore.engine.tensors import Pixels
-from ehm.backends.mindspore.models.blocks import attention_probs, run_blocks
+from ehm.backends.mindspore.models.blocks import compute_attention_probs, run_blocks
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.config import ModelSource, SourceConfig
 from ehm.config.encoders import VitSpec
@@ -49,24 +49,24 @@ class MindsporeEncoder:
         self.notes = loaded.notes
         pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
 
-        def features(images: Tensor) -> Tensor:
+        def compute_features(images: Tensor) -> Tensor:
             return model.pool_images(pixels(images))
 
-        def similarity(images: Tensor, blocks: int) -> Tensor:
+        def compute_similarity(images: Tensor, blocks: int) -> Tensor:
             return model.compute_similarity(model.embed(pixels(images)), blocks)
 
-        def tokens(images: Tensor, blocks: int) -> Tensor:
+        def compute_tokens(images: Tensor, blocks: int) -> Tensor:
             return model.compute_features(model.embed(pixels(images)), blocks)
 
-        def attention(images: Tensor) -> Tensor:
+        def compute_attention(images: Tensor) -> Tensor:
             bias, rotations = model.locate()
             last_input = model.run_stack(model.embed(pixels(images)), None, -1)
-            return attention_probs(model.blocks[-1], last_input, bias, rotations)
+            return compute_attention_probs(model.blocks[-1], last_input, bias, rotations)
 
-        self._features = BatchGraph(features)
-        self._similarity = BatchGraph(similarity)
-        self._tokens = BatchGraph(tokens)
-        self._attention = BatchGraph(attention)
+        self._features = BatchGraph(compute_features)
+        self._similarity = BatchGraph(compute_similarity)
+        self._tokens = BatchGraph(compute_tokens)
+        self._attention = BatchGraph(compute_attention)
         self._pixels = pixels
 
     def compute_features(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -93,7 +93,7 @@ class MindsporeEncoder:
         bias, rotations = model.locate()
         tokens = model.prepend_prefix(model.embed(self._pixels(Tensor(images))))
         for block in model.blocks:
-            yield attention_probs(block, tokens, bias, rotations).asnumpy()
+            yield compute_attention_probs(block, tokens, bias, rotations).asnumpy()
             tokens = run_blocks([block], tokens, bias, rotations)
 
     def _require_vit(self) -> None:

@@ -13,7 +13,7 @@ from mindspore import Tensor
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
-from ehm.backends.common import is_decayed, split_batch, step_entropy
+from ehm.backends.common import is_decayed, make_step_seed, split_batch
 from ehm.backends.mindspore.engine.averaging import MovingAverage
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.distributed import build_mean
@@ -31,7 +31,7 @@ from ehm.backends.mindspore.models.adapters import (
 )
 from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
 from ehm.backends.mindspore.models.loading import load_initial_weights
-from ehm.backends.mindspore.models.tuning import layer_of, restrict_learning
+from ehm.backends.mindspore.models.tuning import find_layer, restrict_learning
 from ehm.backends.mindspore.objectives import MindsporeObjective, create_objective
 from ehm.backends.resumable import ResumableLearner
 from ehm.config import TrainConfig
@@ -219,7 +219,7 @@ class MindsporeLearner(ResumableLearner):
         """
         config = self._config
         views = len(mask) // len(images)
-        numbers = step_entropy(config.run.seed, self._steps, self._rank)
+        numbers = make_step_seed(config.run.seed, self._steps, self._rank)
         keep = draw_drop_path(config.model.drop_path, config.spec.blocks, len(mask), numbers)
         seed = (config.run.seed, self._steps, self._rank)
         shown = draw_channel_factors(len(images), config.spec.channels, config.mask.channels, seed)
@@ -271,7 +271,7 @@ class MindsporeLearner(ResumableLearner):
         for name, value in self.model.parameters_and_names():
             if value.requires_grad:  # MAE's positions are fixed
                 trained[name] = value
-                scales.append(config.layer_decay ** (last - layer_of(name, config.spec)))
+                scales.append(config.layer_decay ** (last - find_layer(name, config.spec)))
                 decaying.append(is_decayed(name, value.ndim, undecayed))
         return AdamW(trained, scales, decaying, config.optim.betas)
 

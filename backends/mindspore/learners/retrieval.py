@@ -18,7 +18,7 @@ from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.graphs import BatchGraph
 from ehm.backends.mindspore.engine.step import Training
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
-from ehm.backends.mindspore.models.canvas import enlarge_side, lay_out_patches, place_row, takes_any_size
+from ehm.backends.mindspore.models.canvas import can_take_any_size, enlarge_side, lay_out_patches, place_row
 from ehm.backends.mindspore.models.embedding import LEAST_LENGTH, Embedding
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.config import RetrievalConfig
@@ -56,7 +56,7 @@ class MindsporeEmbedder(SupervisedLearner):
             self._refuse_fixed_size()
         pixels = self._pixels
 
-        def loss(images: Tensor, labels: Tensor, keep: Tensor | None) -> Tensor:
+        def compute_loss(images: Tensor, labels: Tensor, keep: Tensor | None) -> Tensor:
             logits = model.compute_logits(pixels(images), labels, keep)
             return -ops.gather_elements(ops.log_softmax(logits, axis=-1), 1, labels.reshape((-1, 1))).mean()
 
@@ -70,7 +70,7 @@ class MindsporeEmbedder(SupervisedLearner):
 
         self._describe = BatchGraph(describe)
         self._describe_canvas = BatchGraph(describe_canvas)
-        self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
+        self._training = Training(compute_loss, self._create_optimizer(), config.optim, dtype, processes)
 
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.int64], lr: float, weight_decay: float
@@ -119,7 +119,7 @@ class MindsporeEmbedder(SupervisedLearner):
 
     def _refuse_fixed_size(self) -> None:
         """Raise ConfigError for an encoder that takes images of one size only."""
-        if takes_any_size(self._spec):
+        if can_take_any_size(self._spec):
             return
         config = self._config
         setting = f"scales {list(config.scales)}"

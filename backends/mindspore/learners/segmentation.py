@@ -19,7 +19,7 @@ from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.graphs import compile_graph
 from ehm.backends.mindspore.engine.step import Training
 from ehm.backends.mindspore.learners.supervised import SupervisedLearner
-from ehm.backends.mindspore.models.canvas import enlarge_side, takes_any_size
+from ehm.backends.mindspore.models.canvas import can_take_any_size, enlarge_side
 from ehm.backends.mindspore.models.frame import build_frame, group_frame
 from ehm.backends.mindspore.models.pyramid import load_pyramid
 from ehm.backends.mindspore.models.upernet import UperNet
@@ -55,7 +55,7 @@ class MindsporeSegmenter(SupervisedLearner):
         rng = np.random.default_rng([seed, 2])  # the pyramid begins with other numbers of the seed
         model = UperNet(pyramid, classes, head, size, dtype, processes, rng)
         super().__init__(config, processes, model, loaded, "pyramid.encoder.")
-        if config.inference.mode == "whole" and not takes_any_size(self._spec):
+        if config.inference.mode == "whole" and not can_take_any_size(self._spec):
             raise ConfigError(
                 f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "
                 f"{list(config.crop_size)} only; take slide"
@@ -67,7 +67,7 @@ class MindsporeSegmenter(SupervisedLearner):
         stride = round_stride(self._spec.patch_size)
         auxiliary_weight = head.auxiliary_weight
 
-        def loss(
+        def compute_loss(
             images: Tensor, labels: Tensor, keep: Tensor | None, kept: Tensor | None, kept_auxiliary: Tensor | None
         ) -> Tensor:
             scores, auxiliary = model(pixels(images), keep, kept, kept_auxiliary)
@@ -92,7 +92,7 @@ class MindsporeSegmenter(SupervisedLearner):
 
         self._score = compile_graph(score)
         self._score_canvas = compile_graph(score_canvas)
-        self._training = Training(loss, self._create_optimizer(), config.optim, dtype, processes)
+        self._training = Training(compute_loss, self._create_optimizer(), config.optim, dtype, processes)
 
     def train_step(
         self, images: NDArray[np.uint8], labels: NDArray[np.uint8], lr: float, weight_decay: float

@@ -10,7 +10,7 @@ from mindspore import nn
 from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
-from ehm.backends.common import is_decayed, step_entropy
+from ehm.backends.common import is_decayed, make_step_seed
 from ehm.backends.mindspore.engine.averaging import MovingAverage, copy_model
 from ehm.backends.mindspore.engine.optim import AdamW, Momentum, Optimizer
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
@@ -23,7 +23,7 @@ from ehm.backends.mindspore.models.adapters import (
     take_updates,
 )
 from ehm.backends.mindspore.models.blocks import Block
-from ehm.backends.mindspore.models.tuning import layer_of, restrict_learning
+from ehm.backends.mindspore.models.tuning import find_layer, restrict_learning
 from ehm.backends.resumable import ResumableTask
 from ehm.config import TaskConfig
 from ehm.config.data import refuse_other_images
@@ -116,7 +116,7 @@ class SupervisedLearner(ResumableTask):
 
     def _step_numbers(self) -> list[int]:
         """Return the numbers that seed what this step draws at random."""
-        return step_entropy(self._config.run.seed, self._steps, self._rank)
+        return make_step_seed(self._config.run.seed, self._steps, self._rank)
 
     def _create_optimizer(self) -> Optimizer:
         """Create the optimiser; of L layers, layer i learns at ``layer_decay ** (L - i)`` of the rate (BEiT, MAE).
@@ -128,7 +128,7 @@ class SupervisedLearner(ResumableTask):
         layers = {}
         for name, value in self.model.parameters_and_names():
             if value.requires_grad and name.startswith(prefix):
-                layers[name] = layer_of(name.removeprefix(prefix), self._spec)
+                layers[name] = find_layer(name.removeprefix(prefix), self._spec)
         above = max(layers.values(), default=0)
         if prefix:
             above += 1  # of a classifier, the head is itself among the layers

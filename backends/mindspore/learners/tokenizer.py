@@ -15,7 +15,7 @@ from mindspore import Tensor, ops
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.common import is_decayed, step_entropy
+from ehm.backends.common import is_decayed, make_step_seed
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.noise import draw_gumbel, make_keys
 from ehm.backends.mindspore.engine.optim import AdamW
@@ -45,7 +45,7 @@ class MindsporeTokenizer(ResumableLearner):
         pixels = Pixels((0, 0, 0), (1, 1, 1))
         grid = (config.image_size[0] // config.stride, config.image_size[1] // config.stride)
 
-        def loss(images: Tensor, temperature: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
+        def compute_loss(images: Tensor, temperature: Tensor, keys: Tensor) -> tuple[Tensor, ...]:
             noise = draw_gumbel(keys, (images.shape[0], config.vocabulary, *grid))
             error, divergence, tokens = model(pixels(images), temperature, noise)
             codes = ops.stop_gradient(count_codes(tokens, config.vocabulary))
@@ -54,7 +54,7 @@ class MindsporeTokenizer(ResumableLearner):
         self._pixels = pixels
         self._recent: deque[Tensor] = deque(maxlen=config.run.log_every)
         self._training = Training(
-            loss, self._create_optimizer(), config.optim, dtype, processes, figures=("mse", "kl", "codes")
+            compute_loss, self._create_optimizer(), config.optim, dtype, processes, figures=("mse", "kl", "codes")
         )
 
     def train_step(
@@ -72,14 +72,14 @@ class MindsporeTokenizer(ResumableLearner):
         """See :meth:`ehm.backends.base.TokenizerLearner.reconstruct_images`."""
         self.model.set_train(False)
         # operator by operator: to compile a graph for a few pictures would take longer than to draw them
-        tokens = self.model.tokens(self._pixels(Tensor(images)))
+        tokens = self.model.compute_tokens(self._pixels(Tensor(images)))
         grid = (images.shape[1] // self._config.stride, images.shape[2] // self._config.stride)
         pixels = self.model.decode_tokens(tokens, grid)
         return pixels.transpose((0, 2, 3, 1)).asnumpy(), tokens.asnumpy().astype(np.int64)
 
     def _prepare_inputs(self, images: NDArray[np.uint8], temperature: float) -> Callable[[slice], tuple[Tensor, ...]]:
         """Return a function that gives the loss's inputs for a slice of the batch."""
-        numbers = step_entropy(self._config.run.seed, self._steps, self._rank)
+        numbers = make_step_seed(self._config.run.seed, self._steps, self._rank)
         on_device = Tensor(temperature, ms.float32)
 
         def take_inputs(rows: slice) -> tuple[Tensor, ...]:

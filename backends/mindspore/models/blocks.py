@@ -14,7 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.mindspore.engine.devices import current_facts
+from ehm.backends.mindspore.engine.devices import get_current_facts
 
 __all__ = [
     "Attention",
@@ -22,12 +22,12 @@ __all__ = [
     "Dense",
     "LayerNorm",
     "apply_linear",
-    "attention_probs",
+    "average_attention",
     "can_fuse_attention",
-    "class_attention",
+    "compute_attention_probs",
+    "compute_class_attention",
+    "compute_patch_similarity",
     "cosine_similarity",
-    "mean_attention",
-    "patch_similarity",
     "run_blocks",
     "symmetrise",
 ]
@@ -139,7 +139,7 @@ class Attention(nn.Cell):
 
 def can_fuse_attention(head_width: int, dtype: Any) -> bool:
     """Return whether this process's target has fused attention for heads of this width (operator's page, 2.10)."""
-    names = current_facts().fused_attention_dtypes
+    names = get_current_facts().fused_attention_dtypes
     fits = head_width % _FUSED_WIDTH_STEP == 0 and head_width <= _FUSED_WIDTH_LIMIT
     return fits and dtype in [getattr(ms, name) for name in names]
 
@@ -216,7 +216,7 @@ def run_blocks(
     return tokens
 
 
-def attention_probs(
+def compute_attention_probs(
     block: Block, tokens: Tensor, bias: Tensor | None = None, rotations: Tensor | None = None
 ) -> Tensor:
     """Compute the softmax attention of one block on its input: (B, L, D) -> (B, h, L, L)."""
@@ -224,7 +224,7 @@ def attention_probs(
     return block.attn.compute_probs(q, k, bias)
 
 
-def mean_attention(
+def average_attention(
     blocks: Any, tokens: Tensor, count: int, bias: Tensor | None = None, rotations: Tensor | None = None
 ) -> Tensor:
     """Average attention over the heads of the first ``count`` blocks: (B, L, D) -> (B, L, L), float32.
@@ -244,7 +244,7 @@ def mean_attention(
     return total / used
 
 
-def class_attention(
+def compute_class_attention(
     blocks: Any, tokens: Tensor, bias: Tensor | None = None, rotations: Tensor | None = None, prefix: int = 1
 ) -> Tensor:
     """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, N), float32.
@@ -258,7 +258,7 @@ def class_attention(
     return last.attn.compute_probs(q[:, :, :1], k, bias)[:, :, 0, prefix:].mean(axis=1)
 
 
-def patch_similarity(attention: Tensor, prefix: int = 1) -> Tensor:
+def compute_patch_similarity(attention: Tensor, prefix: int = 1) -> Tensor:
     """Drop the ``prefix`` tokens before the patches and symmetrise (Eq. 6): (B, L, L) -> (B, N, N)."""
     return symmetrise(attention[:, prefix:, prefix:])
 

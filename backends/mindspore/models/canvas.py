@@ -22,7 +22,7 @@ from ehm.backends.mindspore.models.rotary import compute_rotations
 from ehm.config.encoders import EncoderSpec, VitSpec
 from ehm.models.resample import compute_bicubic_weights
 
-__all__ = ["CanvasTokens", "enlarge_side", "lay_out_patches", "place_grid", "place_row", "takes_any_size"]
+__all__ = ["CanvasTokens", "can_take_any_size", "enlarge_side", "lay_out_patches", "place_grid", "place_row"]
 
 _FORBIDDEN = -1e30
 """Score of a token that gets no attention: its exponential is 0."""
@@ -43,7 +43,7 @@ class CanvasTokens(NamedTuple):
     """1 for the patches of the image, and 0 beyond: (M, 1)."""
 
 
-def takes_any_size(spec: EncoderSpec) -> bool:
+def can_take_any_size(spec: EncoderSpec) -> bool:
     """Return whether an encoder of ``spec`` takes images of any size: a ViT whose positions are added or rotary."""
     return isinstance(spec, VitSpec) and not spec.relative
 

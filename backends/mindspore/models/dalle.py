@@ -47,8 +47,8 @@ class DalleEncoder(Tokenizer):
         stack["output"] = nn.SequentialCell(last)
         self.blocks = nn.SequentialCell(stack)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """See :meth:`Tokenizer.logits`."""
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """See :meth:`Tokenizer.compute_logits`."""
         return self.blocks((1 - 2 * _EPSILON) * images + _EPSILON)
 
 

@@ -8,17 +8,17 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.mindspore.engine.devices import current_facts
+from ehm.backends.mindspore.engine.devices import get_current_facts
 from ehm.backends.mindspore.models.blocks import apply_linear
 
 __all__ = [
     "PatchEmbed",
     "Projection",
     "gather_tokens",
+    "index_all_patches",
     "patchify",
     "patchify_by_channel",
     "prepend_class_token",
-    "want_all",
 ]
 
 
@@ -91,11 +91,11 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
 @ops.constexpr
 def _choose_gather_type(dtype: Any) -> Any:
     """Return the type in which rows of ``dtype`` are gathered; known when a graph is compiled."""
-    names = current_facts().gather_dtypes
+    names = get_current_facts().gather_dtypes
     return dtype if dtype in [getattr(ms, name) for name in names] else ms.float32
 
 
-def want_all(restore: Tensor) -> Tensor:
+def index_all_patches(restore: Tensor) -> Tensor:
     """Return the indices of all patches (B, N), for each image's places ``restore`` (B, N)."""
     return ops.broadcast_to(ops.arange(restore.shape[1]).astype(ms.int32), restore.shape)
 

@@ -13,7 +13,7 @@ from mindspore import Tensor, nn
 from numpy.typing import NDArray
 
 from ehm.backends.base import Processes
-from ehm.backends.mindspore.models.canvas import CanvasTokens, lay_out_patches, place_grid, takes_any_size
+from ehm.backends.mindspore.models.canvas import CanvasTokens, can_take_any_size, lay_out_patches, place_grid
 from ehm.backends.mindspore.models.loading import load_model
 from ehm.backends.mindspore.models.maps import BatchNorm, Doubling, Gelu, Pooling, build_resize
 from ehm.backends.mindspore.models.rotary import compute_rotations
@@ -204,7 +204,7 @@ def load_pyramid(
     """
     loaded = load_model(source, seed, dtype=dtype, weights=weights)
     spec = spec_from_json(loaded.architecture)
-    if not takes_any_size(spec) and loaded.image_size != image_size:
+    if not can_take_any_size(spec) and loaded.image_size != image_size:
         loaded = load_model(source.model_copy(update={"image_size": image_size}), seed, dtype=dtype, weights=weights)
         spec = spec_from_json(loaded.architecture)
     if isinstance(spec, VitSpec) and spec.relative and round_stride(spec.patch_size) != spec.patch_size:

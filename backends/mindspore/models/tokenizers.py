@@ -28,13 +28,13 @@ class Tokenizer(nn.Cell):
     vocabulary: int
     stride: int
 
-    def logits(self, images: Tensor) -> Tensor:
+    def compute_logits(self, images: Tensor) -> Tensor:
         """Compute how well each code suits each place: (B, 3, H, W) -> (B, K, h, w)."""
         raise NotImplementedError
 
-    def tokens(self, images: Tensor) -> Tensor:
+    def compute_tokens(self, images: Tensor) -> Tensor:
         """Return the best code of each place, row by row: (B, 3, H, W) in [0, 1] -> (B, h * w) int32."""
-        logits = self.logits(images)
+        logits = self.compute_logits(images)
         best = ops.argmax(logits, 1).astype(ms.int32)
         return best.reshape((logits.shape[0], -1))
 
@@ -74,8 +74,8 @@ class DiscreteVae(Tokenizer):
         )
         self._draw_weights(rng)
 
-    def logits(self, images: Tensor) -> Tensor:
-        """See :meth:`Tokenizer.logits`."""
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """See :meth:`Tokenizer.compute_logits`."""
         return self.encoder(2 * images - 1)
 
     def construct(self, images: Tensor, temperature: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,7 +85,7 @@ class DiscreteVae(Tokenizer):
         of codes over images and places. Codes are Gumbel-softmax samples of ``temperature``, a scalar, by Gumbel
         ``noise`` (B, K, h, w).
         """
-        logits = self.logits(images).astype(ms.float32)
+        logits = self.compute_logits(images).astype(ms.float32)
         batch, codes, height, width = logits.shape
         samples = ops.softmax((logits + noise) / temperature, axis=1)
         places = samples.reshape((batch, codes, height * width)).swapaxes(1, 2)

@@ -14,7 +14,7 @@ from ehm.config.encoders import EncoderSpec, SwinSpec
 from ehm.errors import ConfigError
 from ehm.models.encoder_parts import HEADS
 
-__all__ = ["layer_of", "restrict_learning"]
+__all__ = ["find_layer", "restrict_learning"]
 
 _BEHIND = ("fc_norm.", "attn_pool.", "head.", *HEADS)
 """Beginnings of the names of what lies behind the blocks and their norm."""
@@ -22,7 +22,7 @@ _STATISTICS = ("running_mean", "running_var", "num_batches_tracked", "lora_dropo
 """Ends of the names of what batch norms and dropout keep, which no optimiser moves."""
 
 
-def layer_of(name: str, spec: EncoderSpec) -> int:
+def find_layer(name: str, spec: EncoderSpec) -> int:
     """Return the layer of a parameter as timm counts: the embedding (0), the blocks, the head.
 
     The last norm belongs to the last block, a norm behind the average to the head; a Swin's merging of tokens belongs
@@ -92,7 +92,7 @@ def _freeze_blocks(model: nn.Cell, spec: EncoderSpec, count: int, prefix: str) -
     for name, parameter in model.parameters_and_names():
         own = name.removeprefix(prefix)
         # timm counts the norm behind the blocks as a part of the last one
-        if name.startswith(prefix) and layer_of(own, spec) <= count and not own.startswith("norm."):
+        if name.startswith(prefix) and find_layer(own, spec) <= count and not own.startswith("norm."):
             parameter.requires_grad = False
 
 
@@ -102,5 +102,5 @@ def _freeze_weights(model: nn.Cell, spec: EncoderSpec, norms: bool, prefix: str)
         if not name.startswith(prefix) or name.endswith((A, B)):
             continue
         module = name.rpartition(".")[0].rpartition(".")[2]
-        if layer_of(name.removeprefix(prefix), spec) <= spec.blocks and not (norms and "norm" in module):
+        if find_layer(name.removeprefix(prefix), spec) <= spec.blocks and not (norms and "norm" in module):
             parameter.requires_grad = False

@@ -14,9 +14,9 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from ehm.backends.mindspore.models.blocks import (
     Block,
-    class_attention,
-    mean_attention,
-    patch_similarity,
+    average_attention,
+    compute_class_attention,
+    compute_patch_similarity,
     run_blocks,
 )
 from ehm.backends.mindspore.models.form_blocks import FormBlock, build_norm
@@ -126,8 +126,8 @@ class VitParts(nn.Cell):
     def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
         bias, rotations = self.locate()
-        attention = mean_attention(self.blocks, self.prepend_prefix(tokens), blocks, bias, rotations)
-        return patch_similarity(attention, self.prefix)
+        attention = average_attention(self.blocks, self.prepend_prefix(tokens), blocks, bias, rotations)
+        return compute_patch_similarity(attention, self.prefix)
 
     def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
@@ -140,7 +140,7 @@ class VitParts(nn.Cell):
     def compute_saliency(self, tokens: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
         bias, rotations = self.locate()
-        return class_attention(self.blocks, self.prepend_prefix(tokens), bias, rotations, self.prefix)
+        return compute_class_attention(self.blocks, self.prepend_prefix(tokens), bias, rotations, self.prefix)
 
 
 def _create_zeros(tokens: int, width: int) -> Parameter:

@@ -32,7 +32,7 @@ class MindsporeObjective(ABC):
         self.config = config
         self.spec: Any = config.spec
 
-    def random_numbers(self) -> np.random.Generator:
+    def create_generator(self) -> np.random.Generator:
         """Return the generator of the first weights, always at its beginning."""
         return np.random.default_rng(self.config.run.seed)
 

@@ -17,7 +17,7 @@ from ehm.backends.mindspore.models.blocks import Dense
 from ehm.backends.mindspore.models.dvae import load_tokenizer
 from ehm.backends.mindspore.models.initial import init_masked
 from ehm.backends.mindspore.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
-from ehm.backends.mindspore.models.patches import gather_tokens, want_all
+from ehm.backends.mindspore.models.patches import gather_tokens, index_all_patches
 from ehm.backends.mindspore.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.backends.mindspore.objectives.base import MindsporeObjective
 from ehm.backends.reconstruction import reconstruct_tokens
@@ -58,7 +58,7 @@ class VisualTokens:
         columns = across.reshape((batch * 3, height, -1)).swapaxes(1, 2).reshape((-1, height))
         resized = ops.MatMul(transpose_b=True)(columns, self._down).reshape((batch, 3, self._across.shape[0], -1))
         # bicubic resampling overshoots
-        return self.tokenizer.tokens(ops.clamp(resized.swapaxes(2, 3), 0, 1))
+        return self.tokenizer.compute_tokens(ops.clamp(resized.swapaxes(2, 3), 0, 1))
 
     def decode(self, visual_tokens: Tensor) -> NDArray[np.float32] | None:
         """Return the images (B, H, W, 3) in [0, 1] that tokens (B, N) stand for, None if the tokenizer has no decoder.
@@ -143,7 +143,7 @@ class MindsporeBeit(MindsporeObjective):
 
     def build_model(self, dtype: Any) -> Any:
         """See :meth:`MindsporeObjective.build_model`."""
-        return build_beit(self.spec, self._visual_tokens.tokenizer.vocabulary, self.random_numbers(), dtype)
+        return build_beit(self.spec, self._visual_tokens.tokenizer.vocabulary, self.create_generator(), dtype)
 
     def compute_targets(self, images: Tensor) -> tuple[Tensor, ...]:
         """See :meth:`MindsporeObjective.compute_targets`."""
@@ -152,7 +152,7 @@ class MindsporeBeit(MindsporeObjective):
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`MindsporeObjective.reconstruct`."""
         true_tokens = self._visual_tokens.compute(images)
-        logits = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
+        logits = model.predict(images, visible, restore, index_all_patches(restore)).astype(ms.float32)
         predicted_tokens = ops.argmax(logits, -1).astype(ms.int32)
         return reconstruct_tokens(
             self._visual_tokens.decode(predicted_tokens),

@@ -15,7 +15,7 @@ from ehm.backends.base import Reconstruction
 from ehm.backends.mindspore.engine.tensors import load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Dense
 from ehm.backends.mindspore.models.initial import init_xavier
-from ehm.backends.mindspore.models.patches import gather_tokens, want_all
+from ehm.backends.mindspore.models.patches import gather_tokens, index_all_patches
 from ehm.backends.mindspore.models.visible_decoder import VisibleDecoder, VisibleEncoder
 from ehm.backends.mindspore.objectives.base import MindsporeObjective
 from ehm.backends.reconstruction import reconstruct_features
@@ -70,7 +70,7 @@ class MindsporeFeature(MindsporeObjective):
 
     def build_model(self, dtype: Any) -> FeaturePredictor:
         """See :meth:`MindsporeObjective.build_model`."""
-        return FeaturePredictor(self.spec, self.config.model, self.random_numbers(), dtype)
+        return FeaturePredictor(self.spec, self.config.model, self.create_generator(), dtype)
 
     def build_teacher(self, model: Any, average: Any | None, dtype: Any) -> Any:
         """See :meth:`MindsporeObjective.build_teacher`."""
@@ -100,7 +100,7 @@ class MindsporeFeature(MindsporeObjective):
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`MindsporeObjective.reconstruct`."""
         (features,) = self.compute_targets(images)
-        predicted = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
+        predicted = model.predict(images, visible, restore, index_all_patches(restore)).astype(ms.float32)
         return reconstruct_features(compute_cosine(predicted, features).asnumpy())
 
 

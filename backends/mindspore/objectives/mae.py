@@ -14,7 +14,7 @@ from mindspore import Tensor, ops
 from ehm.backends.base import Reconstruction
 from ehm.backends.mindspore.models.blocks import Dense
 from ehm.backends.mindspore.models.initial import init_xavier
-from ehm.backends.mindspore.models.patches import gather_tokens, patchify, want_all
+from ehm.backends.mindspore.models.patches import gather_tokens, index_all_patches, patchify
 from ehm.backends.mindspore.models.visible_decoder import VisibleDecoder
 from ehm.backends.mindspore.objectives.base import MindsporeObjective
 from ehm.backends.reconstruction import reconstruct_normalised_patches, reconstruct_patches
@@ -34,7 +34,7 @@ class MaskedAutoencoder(VisibleDecoder):
         self.decoder_pred = Dense(model.decoder_width, spec.patch_size**2 * spec.channels, dtype)
         init_xavier(self, rng)
 
-    def target(self, images: Tensor, masked: Tensor) -> Tensor:
+    def compute_target(self, images: Tensor, masked: Tensor) -> Tensor:
         """Return the pixels of the patches at indices ``masked`` (k * B, K): (k * B, K, P), normalised if asked."""
         target = gather_tokens(patchify(images, self.patch_size), masked)
         if not self.norm_pix_loss:
@@ -51,10 +51,10 @@ class MaskedAutoencoder(VisibleDecoder):
         The k masks of an image lie one after the other. The encoder sees ``seen``, by default the images.
         """
         predicted = self.predict(images if seen is None else seen, visible, restore, masked)
-        return ops.square(predicted.astype(ms.float32) - self.target(images, masked)).mean()
+        return ops.square(predicted.astype(ms.float32) - self.compute_target(images, masked)).mean()
 
     def predict(self, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor) -> Tensor:
-        """Predict the patches at indices ``wanted`` (k * B, K), as :meth:`target` gives them: (k * B, K, P)."""
+        """Predict the patches at indices ``wanted`` (k * B, K), as :meth:`compute_target` gives them: (k * B, K, P)."""
         return self.decoder_pred(self.decode(self.encode(self.embed(images), visible), restore, wanted))
 
 
@@ -63,7 +63,7 @@ class MindsporeMae(MindsporeObjective):
 
     def build_model(self, dtype: Any) -> MaskedAutoencoder:
         """See :meth:`MindsporeObjective.build_model`."""
-        return MaskedAutoencoder(self.spec, self.config.model, self.random_numbers(), dtype)
+        return MaskedAutoencoder(self.spec, self.config.model, self.create_generator(), dtype)
 
     def compute_hidden_channels_loss(self, model: Any, images: Tensor, seen: Tensor, *rest: Tensor) -> Tensor:
         """See :meth:`MindsporeObjective.compute_hidden_channels_loss`."""
@@ -72,7 +72,7 @@ class MindsporeMae(MindsporeObjective):
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`MindsporeObjective.reconstruct`."""
-        predicted = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
+        predicted = model.predict(images, visible, restore, index_all_patches(restore)).astype(ms.float32)
         side = self.spec.stride
         patches = predicted.asnumpy().reshape(*restore.shape, side, side, self.spec.channels)
         data = self.config.data

@@ -15,7 +15,7 @@ from mindspore import Tensor, nn, ops
 from ehm.backends.base import Reconstruction
 from ehm.backends.mindspore.models.initial import init_masked
 from ehm.backends.mindspore.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
-from ehm.backends.mindspore.models.patches import Projection, gather_tokens, patchify_by_channel, want_all
+from ehm.backends.mindspore.models.patches import Projection, gather_tokens, index_all_patches, patchify_by_channel
 from ehm.backends.mindspore.objectives.base import MindsporeObjective
 from ehm.backends.reconstruction import reconstruct_patches
 from ehm.config.encoders import EncoderSpec
@@ -83,7 +83,7 @@ class MindsporeSimmim(MindsporeObjective):
 
     def build_model(self, dtype: Any) -> Any:
         """See :meth:`MindsporeObjective.build_model`."""
-        return build_simmim(self.spec, self.random_numbers(), dtype)
+        return build_simmim(self.spec, self.create_generator(), dtype)
 
     def compute_hidden_channels_loss(self, model: Any, images: Tensor, seen: Tensor, *rest: Tensor) -> Tensor:
         """See :meth:`MindsporeObjective.compute_hidden_channels_loss`."""
@@ -92,7 +92,7 @@ class MindsporeSimmim(MindsporeObjective):
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`MindsporeObjective.reconstruct`."""
-        predicted = model.predict(images, visible, restore, want_all(restore)).astype(ms.float32)
+        predicted = model.predict(images, visible, restore, index_all_patches(restore)).astype(ms.float32)
         side = self.spec.stride
         by_channel = predicted.asnumpy().reshape(*restore.shape, self.spec.channels, side, side)
         data = self.config.data

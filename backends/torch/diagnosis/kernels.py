@@ -16,7 +16,7 @@ __all__ = [
     "PARTS_OF_WHOLE",
     "UNDOCUMENTED",
     "UNDOCUMENTED_TYPES",
-    "native_operators",
+    "read_native_operators",
 ]
 
 _FLOATS = frozenset({"float32", "float16", "bfloat16"})
@@ -71,7 +71,7 @@ PARTS_OF_WHOLE = {
 
 
 @cache
-def native_operators() -> frozenset[str]:
+def read_native_operators() -> frozenset[str]:
     """Return the operators of torch's ``aten`` with a kernel in torch-npu 2.14, overloads after a dot."""
     lines = Path(__file__).with_name("npu_operators.txt").read_text(encoding="utf-8").splitlines()
     return frozenset(line for line in lines if not line.startswith("#"))

@@ -21,11 +21,11 @@ from ehm.backends.torch.diagnosis.kernels import (
     PARTS_OF_WHOLE,
     UNDOCUMENTED,
     UNDOCUMENTED_TYPES,
-    native_operators,
+    read_native_operators,
 )
 from ehm.backends.torch.diagnosis.recording import Call
 
-__all__ = ["Kind", "OperatorRow", "Verdict", "classify_operator", "judge_calls", "native_operators"]
+__all__ = ["Kind", "OperatorRow", "Verdict", "classify_operator", "judge_calls", "read_native_operators"]
 
 Kind = Literal["falls back", "no float64", "aicpu", "synchronises", "not documented", "native", "neutral"]
 """The verdicts, the worst first."""
@@ -104,7 +104,7 @@ def _classify_structure(name: str) -> Verdict:
     # each device has another kernel of its own
     if name.startswith("_scaled_dot_product"):
         return Verdict("native", "one scaled_dot_product_attention there; with a bias of numbers, several operators")
-    if name in native_operators():
+    if name in read_native_operators():
         return Verdict("native", "in torch-npu's list")
     if name.startswith("npu::"):
         return Verdict("native", "torch-npu's own")
@@ -120,7 +120,7 @@ def _classify_structure(name: str) -> Verdict:
         return Verdict("neutral", "composed of other operators")
     if structured:
         out = _find_out_overload(qualified)
-        if out in native_operators():
+        if out in read_native_operators():
             return Verdict("native", f"through {out}")
         if out is None or _classify_structure(out).kind == "neutral":
             return Verdict("neutral", "composed of other operators")

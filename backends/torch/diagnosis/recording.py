@@ -21,9 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ehm
-from ehm.backends.torch.diagnosis.kernels import native_operators
+from ehm.backends.torch.diagnosis.kernels import read_native_operators
 
-__all__ = ["Call", "call_site", "dtypes_of", "record_operators"]
+__all__ = ["Call", "find_call_site", "list_dtypes", "record_operators"]
 
 _OWN = os.path.dirname(os.path.dirname(__file__)) + os.sep  # all of backends/torch
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -45,7 +45,7 @@ class Call(NamedTuple):
     waits: bool = False
 
 
-def call_site(own: str = _OWN) -> str:
+def find_call_site(own: str = _OWN) -> str:
     """Return ``file:line`` of the innermost running code in the folder ``own``, or else of any that is not torch's.
 
     ``own`` ends with a separator, and is this backend if it is not given; packages that are installed in it do not
@@ -81,7 +81,7 @@ def _shorten(file: str, own: str) -> str:
     return short if own == _OWN else short.removeprefix(own)
 
 
-def dtypes_of(*values: Any) -> tuple[str, ...]:
+def list_dtypes(*values: Any) -> tuple[str, ...]:
     """Return the dtypes of the tensors in ``values``, each once, in order; a single float64 is told apart."""
     found: dict[str, None] = {}
 
@@ -105,7 +105,7 @@ def dtypes_of(*values: Any) -> tuple[str, ...]:
 def _is_composed(operator: Any) -> bool:
     """Tell whether torch-npu runs ``operator`` by torch's composition of other operators, which is no mere view."""
     name = operator.name()
-    if name.removeprefix("aten::") in native_operators() or name.startswith("aten::_scaled_dot_product"):
+    if name.removeprefix("aten::") in read_native_operators() or name.startswith("aten::_scaled_dot_product"):
         return False
     if torch._C._dispatch_has_kernel_for_dispatch_key(name, "PrivateUse1"):
         return False  # torch-npu is here, and newer than the list
@@ -133,7 +133,7 @@ class _Recorder(TorchDispatchMode):
             name = func.name().removeprefix("aten::")
             in_background = kwargs.get("non_blocking") or (name == "copy_" and args[2:] == (True,))
             waits = len(devices) > 1 and name in ("_to_copy", "copy_") and not in_background
-            self._calls[Call(name, dtypes_of(args, kwargs, result), call_site(self._own), waits)] += 1
+            self._calls[Call(name, list_dtypes(args, kwargs, result), find_call_site(self._own), waits)] += 1
         return result
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -164,7 +164,7 @@ def _flatten_values(value: Any) -> Iterator[Any]:
 def record_operators(device: str | None = "cpu", own: str = _OWN) -> Iterator[Counter[Call]]:
     """Count every operator on tensors of ``device`` (torch's name of a kind of device) within the block.
 
-    ``device`` None counts those of all devices. Places are told as :func:`call_site` does with ``own``.
+    ``device`` None counts those of all devices. Places are told as :func:`find_call_site` does with ``own``.
     """
     calls: Counter[Call] = Counter()
     with _Recorder(device, calls, own):

@@ -14,7 +14,7 @@ import torch
 
 from ehm.backends import ascend
 from ehm.backends.base import DeviceInfo
-from ehm.backends.common import host_memory, resident_memory
+from ehm.backends.common import measure_host_memory, measure_resident_memory
 from ehm.errors import BackendError
 
 __all__ = [
@@ -25,7 +25,7 @@ __all__ = [
     "choose_device",
     "choose_dtype",
     "describe_device",
-    "device_module",
+    "get_device_module",
     "is_busy",
     "read_peak_memory",
 ]
@@ -74,7 +74,7 @@ class DeviceFacts:
     """Called in a process before it trains."""
 
 
-def _cpu_dtypes() -> tuple[str, ...]:
+def _list_cpu_dtypes() -> tuple[str, ...]:
     """Return the types of a CPU, bfloat16 first only if the processor multiplies it natively."""
     native = torch.backends.cpu.get_cpu_capability() == "AVX512" and _has_cpu_flag("avx512_bf16", "amx_bf16")
     if native:
@@ -114,7 +114,11 @@ def _allow_hf32_of_npu(wanted: bool) -> None:
 
 FACTS: dict[str, DeviceFacts] = {
     "cpu": DeviceFacts(
-        _cpu_dtypes(), distributed="gloo", shards_in_step_dtype=False, synchronises_norms=False, prepare=_keep_memory
+        _list_cpu_dtypes(),
+        distributed="gloo",
+        shards_in_step_dtype=False,
+        synchronises_norms=False,
+        prepare=_keep_memory,
     ),
     # cuDNN's kernels for tensor cores take channels last, and copy other maps before and after each convolution
     # (NVIDIA, "Convolutional Layers User's Guide").
@@ -190,7 +194,7 @@ def _explain_absence(kind: str, error: BaseException | None) -> str:
     return f"{error or f'torch {torch.__version__} sees no such device'}; --device cpu works here"
 
 
-def device_module(device: torch.device) -> Any:
+def get_device_module(device: torch.device) -> Any:
     """Return torch's module of functions for ``device``: ``torch.cuda``, ``torch.npu`` ..."""
     return torch.get_device_module(device)
 
@@ -228,11 +232,11 @@ def describe_device(device: torch.device) -> DeviceInfo:
         versions[plugin.replace("_", "-")] = str(import_module(plugin).__version__)
     if device.type == "cpu":
         count = 1
-        memory = host_memory()
+        memory = measure_host_memory()
         text = f"{os.cpu_count()} cores"
     else:
         count = torch.accelerator.device_count()
-        module = device_module(device)
+        module = get_device_module(device)
         _, memory = module.mem_get_info(device)
         text = module.get_device_name(device)
     return DeviceInfo(device.type, text, count, memory, FACTS[device.type].dtypes, versions)
@@ -242,14 +246,14 @@ def is_busy(device: torch.device) -> bool:
     """Return whether ``device`` has not yet done all that its stream was given; a CPU always has."""
     if device.type == "cpu":
         return False
-    return not device_module(device).current_stream(device).query()
+    return not get_device_module(device).current_stream(device).query()
 
 
 def read_peak_memory(device: torch.device) -> int:
     """Return the most bytes that tensors held on ``device`` since the last call; of a CPU, what the process holds."""
     if device.type == "cpu":
-        return resident_memory()
-    module = device_module(device)
+        return measure_resident_memory()
+    module = get_device_module(device)
     peak = int(module.max_memory_allocated(device))
     module.reset_peak_memory_stats(device)
     return peak

@@ -24,7 +24,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ehm.backends.base import ALONE, Processes
-from ehm.backends.torch.engine.devices import FACTS, device_module
+from ehm.backends.torch.engine.devices import FACTS, get_device_module
 from ehm.errors import BackendError
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "shard_again",
     "shard_like",
     "synchronise_gradients",
-    "with_common_norms",
+    "synchronise_norms",
     "wrap_model",
 ]
 
@@ -77,7 +77,7 @@ def join_processes(device: torch.device) -> tuple[torch.device, Processes]:
         if device.type != "cpu":
             # tensors say cuda:0 where a device says cuda, and the two would not be equal
             device = torch.device(device.type, device.index or 0)
-            device_module(device).set_device(device)
+            get_device_module(device).set_device(device)
         return device, ALONE
     missing = [name for name in _ENVIRONMENT if name not in os.environ]
     if missing:
@@ -107,7 +107,7 @@ def _choose_own_device(device: torch.device, local_rank: int) -> torch.device:
             f"--device {device.type}: process {local_rank} of this machine has none: it has {count}{hidden}"
         )
     own = torch.device(device.type, local_rank)
-    device_module(own).set_device(own)
+    get_device_module(own).set_device(own)
     return own
 
 
@@ -160,7 +160,7 @@ def wrap_model(
     return model
 
 
-def with_common_norms(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
+def synchronise_norms(model: nn.Module, processes: Processes, device: torch.device) -> nn.Module:
     """Return ``model`` with batch norms that take their moments over all ``processes``, if the device can."""
     if processes.size == 1 or not FACTS[device.type].synchronises_norms:
         return model

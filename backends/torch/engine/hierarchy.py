@@ -88,7 +88,7 @@ def balance(similarity: Tensor, iterations: int = 20) -> Tensor:
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1, not {iterations}")
     _check_similarity(similarity)
-    off_diagonal = similarity.float().masked_fill(_diagonal_mask(similarity), 0)
+    off_diagonal = similarity.float().masked_fill(_make_diagonal_mask(similarity), 0)
     scale = torch.ones_like(off_diagonal[:, 0])
     for _ in range(iterations):
         # no matrix product: TF32, HF32 and autocast would round it
@@ -110,7 +110,7 @@ def build_hierarchy(similarity: Tensor) -> DeviceHierarchy:
     similarity = similarity.float()
     finite = similarity.abs().amax(dim=(1, 2)) < -EMPTY / 2
     similarity = (similarity + similarity.transpose(1, 2)) / 2
-    similarity = similarity.masked_fill(_diagonal_mask(similarity), EMPTY)
+    similarity = similarity.masked_fill(_make_diagonal_mask(similarity), EMPTY)
     leaf = torch.arange(n, dtype=torch.float32, device=similarity.device).expand(batch, n)
     one = torch.ones_like(leaf)
     zero = torch.zeros_like(leaf)
@@ -166,7 +166,7 @@ def _merge_pairs(
     merged_rows = _move_toward(similarity, rows, share).transpose(1, 2).contiguous()
     merged = _move_toward(merged_rows, rows, share)
     similarity = torch.maximum(merged, merged.transpose(1, 2))  # symmetric to the last bit
-    never_nearest = is_emptied[:, :, None] | is_emptied[:, None] | _diagonal_mask(similarity)
+    never_nearest = is_emptied[:, :, None] | is_emptied[:, None] | _make_diagonal_mask(similarity)
     return similarity.masked_fill_(never_nearest, EMPTY), facts, is_empty | is_emptied
 
 
@@ -296,7 +296,7 @@ def _take_columns(facts: Tensor, index: Tensor) -> Tensor:
     return facts.gather(2, index[:, None].expand(-1, facts.shape[1], -1))
 
 
-def _diagonal_mask(similarity: Tensor) -> Tensor:
+def _make_diagonal_mask(similarity: Tensor) -> Tensor:
     return torch.eye(similarity.shape[1], dtype=torch.bool, device=similarity.device)
 
 

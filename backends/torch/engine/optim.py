@@ -20,12 +20,12 @@ from ehm.backends.torch.engine.distributed import gather_tensor, shard_like
 from ehm.errors import CheckpointError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["create_lars", "load_optimizer_arrays", "optimizer_arrays", "param_groups", "set_rates"]
+__all__ = ["copy_optimizer_arrays", "create_lars", "load_optimizer_arrays", "make_param_groups", "set_rates"]
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
-def param_groups(
+def make_param_groups(
     named_parameters: NamedParameters,
     no_decay: Collection[str] = (),
     layer_decay: float = 1.0,
@@ -55,7 +55,7 @@ def param_groups(
 
 
 def set_rates(optimizer: Optimizer, lr: float, weight_decay: float) -> None:
-    """Set this step's learning rate and weight decay on groups made by :func:`param_groups`."""
+    """Set this step's learning rate and weight decay on groups made by :func:`make_param_groups`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
@@ -79,7 +79,7 @@ def create_lars(groups: Iterable[dict[str, Any]], lr: float) -> Lars:
     return Lars(split, lr=lr, momentum=0.9, trust_coeff=0.001, eps=0.0)
 
 
-def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) -> Arrays:
+def copy_optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) -> Arrays:
     """Copy an optimiser's tensors, named ``{parameter name}/{slot}``, for example ``head.weight/exp_avg``."""
     arrays: Arrays = {}
     for name, parameter in named_parameters:
@@ -93,7 +93,7 @@ def optimizer_arrays(optimizer: Optimizer, named_parameters: NamedParameters) ->
 def load_optimizer_arrays(
     optimizer: Optimizer, named_parameters: NamedParameters, arrays: Mapping[str, np.ndarray[Any, Any]]
 ) -> None:
-    """Restore what :func:`optimizer_arrays` gave; raises CheckpointError on a name or a shape that does not fit."""
+    """Restore what :func:`copy_optimizer_arrays` gave; raises CheckpointError if a name or a shape does not fit."""
     parameters = dict(named_parameters)
     # torch keeps the step count on the host, except for kernels that read it on the device
     on_device = any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)

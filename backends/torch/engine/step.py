@@ -30,7 +30,7 @@ from ehm.backends.torch.engine.distributed import (
     synchronise_gradients,
     wrap_model,
 )
-from ehm.backends.torch.engine.optim import load_optimizer_arrays, optimizer_arrays, set_rates
+from ehm.backends.torch.engine.optim import copy_optimizer_arrays, load_optimizer_arrays, set_rates
 from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
@@ -129,7 +129,7 @@ class Training:
         """Return the optimiser's arrays, and the loss scale if there is one."""
         # FSDP keeps some parameters whole after a forward pass, and the optimiser's state is that of the sharded ones
         shard_again(self._model)
-        arrays = optimizer_arrays(self.optimizer, self._model.named_parameters())
+        arrays = copy_optimizer_arrays(self.optimizer, self._model.named_parameters())
         if self._scaler.is_enabled():
             scaler = self._scaler.state_dict()
             arrays[SCALE] = np.array(scaler["scale"], np.float32)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ehm.backends.torch.engine.devices import device_module
+from ehm.backends.torch.engine.devices import get_device_module
 
 __all__ = ["start_download", "start_upload", "upload_array"]
 
@@ -35,7 +35,7 @@ def start_upload(array: NDArray[Any], device: torch.device) -> Callable[[], Tens
         return lambda: tensor
     # a copy in the background needs memory that is not paged
     pinned = tensor.pin_memory()
-    module = device_module(device)
+    module = get_device_module(device)
     stream = _get_copy_stream(device, "to the device")
     if stream is None:
         copy = pinned.to(device, non_blocking=True)
@@ -62,7 +62,7 @@ def start_download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
     device = tensor.device
     if device.type == "cpu":
         return tensor.numpy
-    module = device_module(device)
+    module = get_device_module(device)
     copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     stream = _get_copy_stream(device, "to the host")
     if stream is None:
@@ -89,5 +89,5 @@ def start_download(tensor: Tensor) -> Callable[[], NDArray[Any]]:
 @cache
 def _get_copy_stream(device: torch.device, direction: Literal["to the device", "to the host"]) -> Any:
     """Return the stream of all copies in a direction; None for a device that has no streams beside its one."""
-    create = getattr(device_module(device), "Stream", None)
+    create = getattr(get_device_module(device), "Stream", None)
     return None if create is None else create(device)

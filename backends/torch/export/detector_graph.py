@@ -85,7 +85,7 @@ class DetectorGraph(nn.Module):
         index = torch.cat(chosen)
         boxes = self._clip_boxes(rpn.box_coder.decode_single(moves, self.anchors)[index])
         # sorted by logits instead of their sigmoids, which a runtime may round to equal numbers
-        scores = torch.where(_at_least(boxes, _PROPOSAL_SIDE), scores[index], _LOST)
+        scores = torch.where(_have_sides_of(boxes, _PROPOSAL_SIDE), scores[index], _LOST)
         best_scores, order = self._suppress_doubles(boxes, scores, torch.cat(levels), rpn.nms_thresh, _CANDIDATES)
         return boxes[order], best_scores > _LOST / 2
 
@@ -98,7 +98,7 @@ class DetectorGraph(nn.Module):
         boxes = self._clip_boxes(boxes)
         scores = logits.softmax(-1)[:, 1:].reshape(-1)
         labels = torch.arange(classes).repeat(len(proposals))
-        counts = valid.repeat_interleave(classes) & _at_least(boxes, _OBJECT_SIDE)
+        counts = valid.repeat_interleave(classes) & _have_sides_of(boxes, _OBJECT_SIDE)
         scores, index = torch.where(counts, scores, _LOST).topk(min(_CANDIDATES, len(labels)))
         boxes = boxes[index]
         labels = labels[index]
@@ -123,7 +123,7 @@ class DetectorGraph(nn.Module):
         return torch.stack([across[:, 0], down[:, 0], across[:, 1], down[:, 1]], dim=1)
 
 
-def _at_least(boxes: Tensor, side: float) -> Tensor:
+def _have_sides_of(boxes: Tensor, side: float) -> Tensor:
     sides = boxes[:, 2:] - boxes[:, :2]
     return (sides[:, 0] >= side) & (sides[:, 1] >= side)
 

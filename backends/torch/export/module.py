@@ -21,9 +21,9 @@ from torch import nn
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.backends.torch.export.heads import Eyes, Heads, Scores
-from ehm.backends.torch.learners.classification import probe_head
+from ehm.backends.torch.learners.classification import add_probe_head
 from ehm.backends.torch.models.embedding import Embedding, load_encoder
-from ehm.backends.torch.models.loading import classifier_name, load_model, read_arrays
+from ehm.backends.torch.models.loading import find_classifier_name, load_model, read_arrays
 from ehm.backends.torch.models.pyramid import load_pyramid
 from ehm.backends.torch.models.resampler import VisualTokens
 from ehm.backends.torch.models.upernet import UperNet
@@ -65,7 +65,7 @@ def build_trained_vit(weights: Weights) -> nn.Module:
     tensors = _to_tensors(weights.arrays)
     model: Any = build_vit(weights.spec, len(provenance.labels), 0.0, provenance.pool, "fc_norm.weight" in tensors)
     if "head.0.running_mean" in tensors:  # a linear probe
-        probe_head(model)
+        add_probe_head(model)
         tensors["head.0.num_batches_tracked"] = torch.tensor(0)  # counts batches in training, and nothing else
     model.load_state_dict(tensors)
     return _freeze(model)
@@ -110,10 +110,10 @@ def _load_encoder(source: ModelSource, weights: Weights, labels: tuple[str, ...]
     loaded = load_model(source, len(labels), weights.provenance.pool, fc_norm=False, weights=weights)
     if labels:
         # `load_model` leaves the classifier fresh; here it belongs to the weights
-        name = classifier_name(loaded.model)
+        name = find_classifier_name(loaded.model)
         own = take_prefix(weights.arrays, f"{name}.")
         if "0.running_mean" in own:
-            probe_head(loaded.model)
+            add_probe_head(loaded.model)
         _fill_classifier(loaded.model, name, own)
     _freeze(loaded.model)
     return replace(loaded, provenance=replace(weights.provenance, labels=labels))

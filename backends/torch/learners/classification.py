@@ -21,20 +21,20 @@ from ehm.backends.common import draw_normal_head, split_batch
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import Pixels
 from ehm.backends.torch.engine.transfers import upload_array
-from ehm.backends.torch.learners.supervised import Supervised
-from ehm.backends.torch.models.loading import classifier_name, load_model
-from ehm.backends.torch.models.vit import layers_of
+from ehm.backends.torch.learners.supervised import SupervisedLearner
+from ehm.backends.torch.models.loading import find_classifier_name, load_model
+from ehm.backends.torch.models.vit import find_layers
 from ehm.config import FinetuneConfig
 from ehm.errors import ConfigError
 from ehm.models.weights import Weights
 
-__all__ = ["TorchClassifier", "probe_head"]
+__all__ = ["TorchClassifier", "add_probe_head"]
 
 Compare = Callable[[Tensor, Tensor], Tensor]
 """The mean loss of logits (B, C) against targets (B, C)."""
 
 
-class TorchClassifier(Supervised):
+class TorchClassifier(SupervisedLearner):
     """Implements :class:`ehm.backends.base.Classifier`. ``model`` is the torch module: a timm model, whole."""
 
     def __init__(
@@ -52,7 +52,7 @@ class TorchClassifier(Supervised):
             )
             self._head: nn.Module | None = None
             if config.frozen:
-                self._head = probe_head(loaded.model)
+                self._head = add_probe_head(loaded.model)
         if config.run.grad_checkpointing:
             loaded.model.set_grad_checkpointing(True)
         super().__init__(loaded.model, loaded, config, device, processes, self._head)
@@ -89,7 +89,7 @@ class TorchClassifier(Supervised):
     def measure_gradients(self, images: NDArray[np.uint8], targets: NDArray[np.float32]) -> NDArray[np.float64]:
         """See :meth:`ehm.backends.base.Classifier.measure_gradients`."""
         self.model.eval()
-        layers = layers_of(self.model)
+        layers = find_layers(self.model)
         head = max(layers.values())
         below_head: dict[str, nn.Parameter] = {}
         for name, parameter in self.model.named_parameters():
@@ -164,7 +164,7 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weights: Tens
 @contextmanager
 def _normal_head(model: Any) -> Iterator[None]:
     """Give the classifier normal weights (std 0.02, seed 0) and no bias for a while."""
-    linear = model.get_submodule(classifier_name(model))
+    linear = model.get_submodule(find_classifier_name(model))
     own = {name: value.clone() for name, value in linear.state_dict().items()}
     normal = {name: torch.zeros_like(value) for name, value in own.items()}
     normal["weight"] = torch.from_numpy(draw_normal_head(tuple(linear.weight.shape)))
@@ -175,9 +175,9 @@ def _normal_head(model: Any) -> Iterator[None]:
         linear.load_state_dict(own)
 
 
-def probe_head(model: Any) -> nn.Module:
+def add_probe_head(model: Any) -> nn.Module:
     """Freeze ``model``, put a batch norm before its classifier as MAE's linear probe does, and return both."""
-    name = classifier_name(model)
+    name = find_classifier_name(model)
     linear = model.get_submodule(name)
     if not isinstance(linear, nn.Linear):
         raise ConfigError(f"model.init: its classifier {name} is a {type(linear).__name__}, which cannot be probed")

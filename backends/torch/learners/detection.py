@@ -18,7 +18,7 @@ from ehm.backends.torch.engine.distributed import mean_over_processes
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.transfers import upload_array
-from ehm.backends.torch.learners.supervised import Supervised
+from ehm.backends.torch.learners.supervised import SupervisedLearner
 from ehm.backends.torch.models.rcnn import build_rcnn
 from ehm.config import DetectionConfig
 from ehm.data.instances import Detections, Instances
@@ -27,7 +27,7 @@ from ehm.models.weights import Weights
 __all__ = ["TorchDetector"]
 
 
-class TorchDetector(Supervised):
+class TorchDetector(SupervisedLearner):
     """Implements :class:`ehm.backends.base.Detector`. ``model`` is torchvision's module."""
 
     def __init__(

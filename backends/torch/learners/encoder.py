@@ -17,9 +17,9 @@ from timm.models.swin_transformer import SwinTransformer
 from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import Pixels
-from ehm.backends.torch.models.attention import attention_probs, run_block
+from ehm.backends.torch.models.attention import compute_attention_probs, run_block
 from ehm.backends.torch.models.loading import load_model
-from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity
+from ehm.backends.torch.models.swin import average_cells, compute_stage_similarity, run_first_blocks
 from ehm.backends.torch.models.timm_vit import read_timm_spec
 from ehm.backends.torch.models.vit import VIT_CLASSES
 from ehm.backends.torch.models.vit_parts import VitParts
@@ -29,7 +29,7 @@ from ehm.errors import ConfigError
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Pool
 
-__all__ = ["TorchEncoder", "output_grid"]
+__all__ = ["TorchEncoder", "find_output_grid"]
 
 
 class TorchEncoder:
@@ -57,7 +57,7 @@ class TorchEncoder:
         self.model: Any = place_model(loaded.model, device).eval()
         self.image_size = loaded.image_size
         self.notes = loaded.notes
-        self.grid = output_grid(self.model, self.image_size)
+        self.grid = find_output_grid(self.model, self.image_size)
         self._architecture = loaded.architecture
 
     @property
@@ -80,7 +80,7 @@ class TorchEncoder:
         """See :meth:`ehm.backends.base.Encoder.compute_similarity`."""
         if isinstance(self.model, SwinTransformer):
             tokens = self.model.patch_embed(self._pixels(images))
-            similarity = stage_similarity(self.model.layers, tokens, blocks, self.grid)
+            similarity = compute_stage_similarity(self.model.layers, tokens, blocks, self.grid)
         else:
             vit = self._require_vit()
             similarity = vit.compute_similarity(vit.embed(self._pixels(images)), blocks)
@@ -91,8 +91,8 @@ class TorchEncoder:
     def compute_tokens(self, images: NDArray[np.uint8], blocks: int) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Encoder.compute_tokens`; a Swin's are means over each cell of its output."""
         if isinstance(self.model, SwinTransformer):
-            _, tokens = first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
-            tokens = mean_cells(tokens, self.grid)
+            _, tokens = run_first_blocks(self.model.layers, self.model.patch_embed(self._pixels(images)), blocks)
+            tokens = average_cells(tokens, self.grid)
         else:
             vit = self._require_vit()
             tokens = vit.compute_features(vit.embed(self._pixels(images)), blocks)
@@ -104,8 +104,8 @@ class TorchEncoder:
         """See :meth:`ehm.backends.base.Encoder.compute_attention`."""
         vit = self._require_vit()
         places = vit.locate()
-        tokens = vit.run_blocks(vit.embed(self._pixels(images)), places, -1)
-        attention: NDArray[np.float32] = attention_probs(vit.blocks[-1], tokens, places).cpu().numpy()
+        tokens = vit.run_stack(vit.embed(self._pixels(images)), places, -1)
+        attention: NDArray[np.float32] = compute_attention_probs(vit.blocks[-1], tokens, places).cpu().numpy()
         return attention
 
     @torch.inference_mode()
@@ -115,7 +115,7 @@ class TorchEncoder:
         places = vit.locate()
         tokens = vit.prepend_prefix(vit.embed(self._pixels(images)))
         for block in vit.blocks:
-            yield attention_probs(block, tokens, places).cpu().numpy()
+            yield compute_attention_probs(block, tokens, places).cpu().numpy()
             tokens = run_block(block, tokens, places)
 
     def _require_vit(self) -> VitParts:
@@ -134,7 +134,7 @@ class TorchEncoder:
         return None if found is None else found[0]
 
 
-def output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
+def find_output_grid(model: Any, image_size: tuple[int, int]) -> tuple[int, int]:
     """Return the patches down and across; for a Swin or a convolutional network, the cells of its last map."""
     if isinstance(model, VIT_CLASSES):
         down, across = model.patch_embed.grid_size

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
-from ehm.backends.common import split_batch, step_entropy
+from ehm.backends.common import make_step_seed, split_batch
 from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.diagnosis.examination import examine_step
 from ehm.backends.torch.engine import hierarchy
@@ -28,7 +28,7 @@ from ehm.backends.torch.engine.distributed import (
     shard_again,
     wrap_model,
 )
-from ehm.backends.torch.engine.optim import param_groups
+from ehm.backends.torch.engine.optim import make_param_groups
 from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
 from ehm.backends.torch.engine.step import Training, compile_methods, recompute_activations
@@ -38,7 +38,7 @@ from ehm.backends.torch.models.adapters import load_merged, load_updates, merge_
 from ehm.backends.torch.models.attention import cosine_similarity
 from ehm.backends.torch.models.loading import load_initial_weights
 from ehm.backends.torch.models.tuning import restrict_learning
-from ehm.backends.torch.models.vit import layers_of
+from ehm.backends.torch.models.vit import find_layers
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import TrainConfig
 from ehm.config.objectives import OBJECTIVES
@@ -230,7 +230,7 @@ class TorchLearner(ResumableLearner):
             else:
                 pixels, tokens = self._pixels.normalise(take_images()), None
             # outside of autocast: the objective decides in which type it computes its targets
-            targets = self._objective.targets(pixels)
+            targets = self._objective.compute_targets(pixels)
             for name, value in self._objective.describe_targets(targets).items():
                 part = value * ((rows.stop - rows.start) / len(images))
                 figures[name] = figures[name] + part if name in figures else part
@@ -241,7 +241,7 @@ class TorchLearner(ResumableLearner):
                 loss: Tensor = self._training.module(pixels, visible, masked, restore, tokens, **targets)
             return loss
 
-        numbers = step_entropy(self._config.run.seed, self._steps, self._processes.rank)
+        numbers = make_step_seed(self._config.run.seed, self._steps, self._processes.rank)
         # only drop path and dropout draw random numbers; without them, the generator's state need not be put back
         with seed_random_numbers(self._device, numbers) if self._has_dropout else nullcontext():
             metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
@@ -300,8 +300,8 @@ class TorchLearner(ResumableLearner):
         undecayed = OBJECTIVES[config.objective].undecayed
         layers = None
         if config.layer_decay < 1:
-            layers = layers_of(self.model)
-        groups = param_groups(self.model.named_parameters(), undecayed, config.layer_decay, layers)
+            layers = find_layers(self.model)
+        groups = make_param_groups(self.model.named_parameters(), undecayed, config.layer_decay, layers)
         optim = config.optim
         return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=fused)
 

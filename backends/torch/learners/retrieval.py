@@ -19,7 +19,7 @@ from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.transfers import upload_array
-from ehm.backends.torch.learners.supervised import Supervised
+from ehm.backends.torch.learners.supervised import SupervisedLearner
 from ehm.backends.torch.models.embedding import Embedding, load_encoder
 from ehm.backends.torch.models.pyramid import can_take_any_size, take_any_size
 from ehm.config import RetrievalConfig
@@ -29,7 +29,7 @@ from ehm.models.weights import Weights
 __all__ = ["TorchEmbedder"]
 
 
-class TorchEmbedder(Supervised):
+class TorchEmbedder(SupervisedLearner):
     """Implements :class:`ehm.backends.base.Embedder`. ``model`` is the torch module, an :class:`Embedding`."""
 
     def __init__(

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch
-from ehm.backends.torch.engine.distributed import average_norms, with_common_norms
+from ehm.backends.torch.engine.distributed import average_norms, synchronise_norms
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.transfers import upload_array
-from ehm.backends.torch.learners.supervised import Supervised
+from ehm.backends.torch.learners.supervised import SupervisedLearner
 from ehm.backends.torch.models.pyramid import load_pyramid
 from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.config import SegmentationConfig
@@ -38,7 +38,7 @@ _MAX_SCORES = 1 << 28
 """Number of scores of an image in its own size that the device holds at once, 1 GiB."""
 
 
-class TorchSegmenter(Supervised):
+class TorchSegmenter(SupervisedLearner):
     """Implements :class:`ehm.backends.base.Segmenter`. ``model`` is the torch module."""
 
     def __init__(
@@ -53,7 +53,7 @@ class TorchSegmenter(Supervised):
             pyramid, loaded = load_pyramid(
                 config.model, config.crop_size, config.head.taps or list_ends_of_thirds, weights
             )
-            model = with_common_norms(UperNet(pyramid, classes, config.head), processes, device)
+            model = synchronise_norms(UperNet(pyramid, classes, config.head), processes, device)
         if config.inference.mode == "whole" and not pyramid.any_size:
             raise ConfigError(
                 f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ehm.backends.base import Processes
-from ehm.backends.common import step_entropy
+from ehm.backends.common import make_step_seed
 from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.engine.seeds import seed_random_numbers
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.models.adapters import load_merged, load_updates, merge_arrays, take_updates
 
-__all__ = ["Stepped"]
+__all__ = ["SteppedLearner"]
 
 
-class Stepped(ResumableLearner):
+class SteppedLearner(ResumableLearner):
     """A model in training on ``device``; its random numbers follow from ``seed``, the step and the process."""
 
     _to_arrays = staticmethod(merge_arrays)
@@ -37,7 +37,7 @@ class Stepped(ResumableLearner):
         self, rows: int, loss: Callable[[slice], Tensor], lr: float, weight_decay: float, *, is_part: bool = False
     ) -> dict[str, SupportsFloat]:
         """Take a step of :class:`Training` with random numbers of its own (drop path, dropout, samples)."""
-        with seed_random_numbers(self._device, step_entropy(self._seed, self._steps, self._processes.rank)):
+        with seed_random_numbers(self._device, make_step_seed(self._seed, self._steps, self._processes.rank)):
             metrics = self._training.step(rows, loss, lr, weight_decay, is_part=is_part)
         self._steps += 1
         return metrics

@@ -12,24 +12,24 @@ from torch.optim import Optimizer
 from ehm.backends.base import Processes
 from ehm.backends.resumable import ResumableTask
 from ehm.backends.torch.engine.distributed import is_sharded
-from ehm.backends.torch.engine.optim import create_lars, param_groups
+from ehm.backends.torch.engine.optim import create_lars, make_param_groups
 from ehm.backends.torch.engine.placement import copy_model, place_model
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
-from ehm.backends.torch.learners.stepped import Stepped
-from ehm.backends.torch.models.pyramid import nested_layers
+from ehm.backends.torch.learners.stepped import SteppedLearner
+from ehm.backends.torch.models.pyramid import find_nested_layers
 from ehm.backends.torch.models.tuning import restrict_learning
-from ehm.backends.torch.models.vit import layers_of
+from ehm.backends.torch.models.vit import find_layers
 from ehm.config import TaskConfig
 from ehm.config.data import refuse_other_images
 from ehm.config.inputs import describe_changed_inputs
 from ehm.errors import BackendError
 from ehm.models.weights import LoadedModel
 
-__all__ = ["Supervised", "create_optimizer"]
+__all__ = ["SupervisedLearner", "create_optimizer"]
 
 
-class Supervised(ResumableTask, Stepped):
+class SupervisedLearner(ResumableTask, SteppedLearner):
     """Implements :class:`ehm.backends.base.TaskLearner`.
 
     ``model`` is the torch module: the model of ``loaded``, or one that has it as its ``encoder`` somewhere inside.
@@ -111,8 +111,8 @@ def create_optimizer(
         undecayed = {f"{prefix}{name}" for name in encoder.no_weight_decay()}
     layers = None
     if config.layer_decay < 1 or encoder_rate != 1:
-        layers = nested_layers(model) if prefix else layers_of(model)
-    groups = param_groups(model.named_parameters(), undecayed, config.layer_decay, layers, encoder_rate)
+        layers = find_nested_layers(model) if prefix else find_layers(model)
+    groups = make_param_groups(model.named_parameters(), undecayed, config.layer_decay, layers, encoder_rate)
     if config.optimizer == "lars":
         return create_lars(groups, config.optim.lr)
     if config.optimizer == "sgd":

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from ehm.backends.base import ALONE, Piece, Processes
-from ehm.backends.torch.engine.optim import param_groups
+from ehm.backends.torch.engine.optim import make_param_groups
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.language.frozen import FrozenLanguageModel
@@ -47,7 +47,7 @@ class TorchTextModel:
         self._ids: dict[str, list[int]] = {}
 
         def create_optimizer(fused: bool | None) -> Optimizer:
-            groups = param_groups(self.model.named_parameters())
+            groups = make_param_groups(self.model.named_parameters())
             return torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=fused)
 
         self._training = Training(self.model, create_optimizer, config.optim, config.run, device, processes)

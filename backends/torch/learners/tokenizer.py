@@ -16,18 +16,18 @@ from torch import Tensor
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.torch.engine.distributed import mean_over_processes
-from ehm.backends.torch.engine.optim import param_groups
+from ehm.backends.torch.engine.optim import make_param_groups
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import Training
 from ehm.backends.torch.engine.tensors import Pixels
-from ehm.backends.torch.learners.stepped import Stepped
+from ehm.backends.torch.learners.stepped import SteppedLearner
 from ehm.backends.torch.models.dvae import build_tokenizer
 from ehm.config import TokenizerConfig
 
 __all__ = ["TorchTokenizer"]
 
 
-class TorchTokenizer(Stepped):
+class TorchTokenizer(SteppedLearner):
     """Implements :class:`ehm.backends.base.TokenizerLearner`. ``model`` is the torch module."""
 
     def __init__(self, config: TokenizerConfig, device: torch.device, processes: Processes = ALONE) -> None:
@@ -39,7 +39,7 @@ class TorchTokenizer(Stepped):
         training = Training(
             model,
             lambda fused: torch.optim.AdamW(
-                param_groups(model.named_parameters()), lr=optim.lr, betas=optim.betas, fused=fused
+                make_param_groups(model.named_parameters()), lr=optim.lr, betas=optim.betas, fused=fused
             ),
             optim,
             config.run,

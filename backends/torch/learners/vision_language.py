@@ -21,8 +21,8 @@ from ehm.backends.torch.engine.kept_tokens import KeptTokens, find_room
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.language.frozen import FrozenLanguageModel
-from ehm.backends.torch.learners.encoder import output_grid
-from ehm.backends.torch.learners.supervised import Supervised
+from ehm.backends.torch.learners.encoder import find_output_grid
+from ehm.backends.torch.learners.supervised import SupervisedLearner
 from ehm.backends.torch.models.loading import load_model
 from ehm.backends.torch.models.resampler import VisualTokens
 from ehm.config import VisionLanguageConfig
@@ -31,7 +31,7 @@ from ehm.models.weights import Weights
 __all__ = ["TorchAnswerer"]
 
 
-class TorchAnswerer(Supervised):
+class TorchAnswerer(SupervisedLearner):
     """Implements :class:`ehm.backends.base.Answerer`. ``model`` is the torch module, a :class:`VisualTokens`.
 
     The language model stands beside it: it is neither trained nor kept in checkpoints, nor wrapped for processes.
@@ -102,10 +102,10 @@ class TorchAnswerer(Supervised):
         """See :meth:`ehm.backends.base.Answerer.locate_latents`."""
         self.model.eval()
         encoder = self.model.encoder
-        weights = self.model.resampler.attention(self.model.encode(self._pixels(images)))
+        weights = self.model.resampler.compute_attention(self.model.encode(self._pixels(images)))
         # class and register tokens stand for no place
         patches = weights[..., getattr(encoder, "num_prefix_tokens", 0) :]
-        located: NDArray[np.float32] = patches.unflatten(-1, output_grid(encoder, self.image_size)).cpu().numpy()
+        located: NDArray[np.float32] = patches.unflatten(-1, find_output_grid(encoder, self.image_size)).cpu().numpy()
         return located
 
     @torch.no_grad()

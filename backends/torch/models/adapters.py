@@ -21,7 +21,7 @@ from ehm.storage.arrays import Arrays, check_shapes
 
 __all__ = [
     "add_adapters",
-    "effective_weight",
+    "compute_effective_weight",
     "has_adapter",
     "load_merged",
     "load_updates",
@@ -83,7 +83,7 @@ def has_adapter(layer: Any) -> bool:
     return hasattr(layer, "lora_A")
 
 
-def effective_weight(layer: Any) -> Tensor:
+def compute_effective_weight(layer: Any) -> Tensor:
     """Return the weight of a linear layer, the update included if it has one: (out, in)."""
     if not has_adapter(layer):
         weight: Tensor = layer.weight

@@ -18,16 +18,16 @@ from timm.models.vision_transformer import Block
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
-from ehm.backends.torch.models.adapters import effective_weight, has_adapter
+from ehm.backends.torch.models.adapters import compute_effective_weight, has_adapter
 
 __all__ = [
     "MaskedBlock",
     "Places",
-    "attention_probs",
-    "class_attention",
+    "average_attention",
+    "compute_attention_probs",
+    "compute_class_attention",
+    "compute_patch_similarity",
     "cosine_similarity",
-    "mean_attention",
-    "patch_similarity",
     "run_block",
     "symmetrise",
 ]
@@ -83,13 +83,13 @@ def run_block(block: Any, tokens: Tensor, places: Places) -> Tensor:
     return passed
 
 
-def attention_probs(block: Any, tokens: Tensor, places: Places) -> Tensor:
+def compute_attention_probs(block: Any, tokens: Tensor, places: Places) -> Tensor:
     """Compute the softmax attention of one timm block on its input: (B, L, D) -> (B, h, L, L)."""
     q, k = _project_heads(block, block.norm1(tokens), 2)
     return _compute_probs(block, q, k, places).unflatten(0, (len(tokens), -1))
 
 
-def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, places: Places) -> Tensor:
+def average_attention(blocks: Iterable[Any], tokens: Tensor, count: int, places: Places) -> Tensor:
     """Average attention over the heads of the first ``count`` timm blocks: (B, L, D) -> (B, L, L), float32.
 
     For use without gradient.
@@ -111,7 +111,7 @@ def mean_attention(blocks: Iterable[Any], tokens: Tensor, count: int, places: Pl
     return mean
 
 
-def class_attention(blocks: Iterable[Any], tokens: Tensor, places: Places) -> Tensor:
+def compute_class_attention(blocks: Iterable[Any], tokens: Tensor, places: Places) -> Tensor:
     """Compute the class token's attention to the patches in the last of ``blocks``: (B, L, D) -> (B, N), float32.
 
     It is the mean over heads. For use without gradient and drop path.
@@ -125,7 +125,7 @@ def class_attention(blocks: Iterable[Any], tokens: Tensor, places: Places) -> Te
     return probs[:, :, 0, places.prefix :].mean(dim=1, dtype=torch.float32)
 
 
-def patch_similarity(attention: Tensor, prefix: int = 1) -> Tensor:
+def compute_patch_similarity(attention: Tensor, prefix: int = 1) -> Tensor:
     """Drop the ``prefix`` tokens before the patches and symmetrise (Eq. 6): (B, L, L) -> (B, N, N)."""
     return symmetrise(attention[:, prefix:, prefix:])
 
@@ -149,7 +149,7 @@ def _project_heads(block: Any, normed: Tensor, parts: int) -> tuple[Tensor, ...]
     if attn.qkv is None:  # a matrix for each, in timm's larger networks of EVA-02
         projections = (attn.q_proj, attn.k_proj, attn.v_proj)[:parts]
         return tuple(_split_heads(project(normed), attn.num_heads) for project in projections)
-    weight, bias = effective_weight(attn.qkv), attn.qkv.bias
+    weight, bias = compute_effective_weight(attn.qkv), attn.qkv.bias
     if getattr(attn, "q_bias", None) is not None:  # BEiT's and DINOv3's, whose keys have no bias
         bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias), attn.v_bias])
     if parts < 3:

@@ -61,8 +61,8 @@ class DalleEncoder(Tokenizer):
         load_arrays(encoder, arrays)
         return encoder
 
-    def logits(self, images: Tensor) -> Tensor:
-        """See :meth:`Tokenizer.logits`."""
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """See :meth:`Tokenizer.compute_logits`."""
         logits: Tensor = self.blocks((1 - 2 * _EPSILON) * images + _EPSILON)
         return logits
 

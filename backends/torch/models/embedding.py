@@ -17,7 +17,7 @@ from ehm.config import ModelSource
 from ehm.errors import ConfigError
 from ehm.models.weights import LoadedModel, Weights
 
-__all__ = ["ArcFace", "Embedding", "all_tokens", "load_encoder", "patch_tokens"]
+__all__ = ["ArcFace", "Embedding", "extract_all_tokens", "extract_patch_tokens", "load_encoder"]
 
 _EPSILON = 1e-6
 
@@ -63,7 +63,7 @@ class Embedding(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Compute the patch tokens (B, N, W) behind the encoder's last norm; without GeM all of its tokens."""
         tokens: Tensor = self.encoder.forward_features(images)
-        return tokens if self.power is None else patch_tokens(self.encoder, tokens)
+        return tokens if self.power is None else extract_patch_tokens(self.encoder, tokens)
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = True) -> Tensor:
         """(B, N, W) -> (B, D)."""
@@ -111,18 +111,18 @@ class ArcFace(nn.Module):
             return self.scale * cosine.scatter(1, labels[:, None], with_margin)
 
 
-def patch_tokens(model: Any, tokens: Any) -> Tensor:
+def extract_patch_tokens(model: Any, tokens: Any) -> Tensor:
     """Bring the output of timm's ``forward_features`` to patch tokens behind the last norm: -> (B, N, W).
 
     For a ViT these are its tokens without the class token, for other networks the cells of their map.
     """
-    found = all_tokens(model, tokens)
+    found = extract_all_tokens(model, tokens)
     if tokens.ndim == 4:
         return found
     return found[:, getattr(model, "num_prefix_tokens", 0) :]
 
 
-def all_tokens(model: Any, tokens: Any) -> Tensor:
+def extract_all_tokens(model: Any, tokens: Any) -> Tensor:
     """Bring the output of timm's ``forward_features`` to all tokens behind the last norm: -> (B, L, W).
 
     For a ViT its class and register tokens are among them, for other networks they are the cells of their map. Raises

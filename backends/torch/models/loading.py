@@ -47,7 +47,7 @@ from ehm.storage.arrays import Arrays
 from ehm.storage.reading import shorten
 from ehm.storage.torch_file import TORCHSCRIPT, explain_refusal, flatten_tensors
 
-__all__ = ["classifier_name", "load_initial_weights", "load_model", "open_weights", "read_arrays"]
+__all__ = ["find_classifier_name", "load_initial_weights", "load_model", "open_weights", "read_arrays"]
 
 _TIMM = "timm:"
 _TOLD = ("fixed_input_size", "first_conv", "classifier")
@@ -101,7 +101,8 @@ def load_model(
         model = build_encoder(weights.spec, classes, source.drop_path, pool, fc_norm)
         architecture = spec_to_json(drop_unused_query(weights.spec, pool))
     assumptions = weights.provenance.notes
-    arrays, notes = select_arrays(_list_shapes(model), weights.arrays, classifier_name(model), source.init, assumptions)
+    classifier = find_classifier_name(model)
+    arrays, notes = select_arrays(_list_shapes(model), weights.arrays, classifier, source.init, assumptions)
     _copy_arrays(model, arrays)
     return LoadedModel(model, architecture, weights.provenance, notes)
 
@@ -126,7 +127,7 @@ def load_initial_weights(model: nn.Module, config: TrainConfig, weights: Weights
     return notes
 
 
-def classifier_name(model: Any) -> str:
+def find_classifier_name(model: Any) -> str:
     """Return the name of a timm model's last linear layer: ``head``, ``fc``, ``head.fc`` ..."""
     # the encoders that we build ourselves have no pretrained_cfg
     default = "head"
@@ -174,7 +175,7 @@ def _explain(error: Exception) -> str:
         return TORCHSCRIPT
     if isinstance(error, pickle.UnpicklingError):
         return "it is damaged, or no file of torch's"
-    return f"it is damaged, or no file of torch's ({shorten(_first_line(error))})"
+    return f"it is damaged, or no file of torch's ({shorten(_take_first_line(error))})"
 
 
 def _list_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -269,7 +270,7 @@ def _create_timm_model(
         if isinstance(error, LocalEntryNotFoundError):  # its own words fill a paragraph
             reason = "its weights are not here, and the hub does not answer"
         else:
-            reason = _first_line(error)
+            reason = _take_first_line(error)
         raise CheckpointError(
             f"model.init {source.init}: timm cannot make it: {reason} "
             f"(timm:{name}?pretrained=false needs no download, and starts untrained)"
@@ -285,7 +286,7 @@ def _copy_adapted(model: Any, adapted: Any, first: str | Sequence[str], channels
     adapted.load_state_dict(state)
 
 
-def _first_line(error: BaseException) -> str:
+def _take_first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     if lines:
         return lines[0]

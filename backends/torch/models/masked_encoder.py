@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from ehm.backends.torch.engine.hierarchy import spread_mask
 from ehm.backends.torch.models.patches import embed_patches
-from ehm.backends.torch.models.swin import first_blocks, mean_cells, stage_similarity, swin_sizes
+from ehm.backends.torch.models.swin import (
+    average_cells,
+    compute_stage_similarity,
+    list_swin_arguments,
+    run_first_blocks,
+)
 from ehm.backends.torch.models.vit_parts import VitParts, build_parts
 from ehm.config.encoders import SwinSpec, VitSpec
 
@@ -61,12 +66,12 @@ class MaskedVit(VitParts):
     def encode(self, tokens: Tensor, hidden: Tensor) -> Tensor:
         """See :meth:`MaskedEncoder.encode`."""
         mask_token: Tensor = self.mask_token
-        positions = self.patch_positions()
+        positions = self.get_patch_positions()
         if positions is not None:
             # as if it had been put in the place of the patch before positions were added
             mask_token = mask_token + positions
         places = self.locate()
-        encoded: Tensor = self.norm(self.run_blocks(_cover(tokens, mask_token, hidden), places))
+        encoded: Tensor = self.norm(self.run_stack(_cover(tokens, mask_token, hidden), places))
         return encoded[:, places.prefix :]
 
 
@@ -74,7 +79,7 @@ class MaskedSwin(SwinTransformer):
     """A Swin as SimMIM pretrains it; N are the tokens of its last stage, and tokens of its first are (B, h, w, D)."""
 
     def __init__(self, spec: SwinSpec, drop_path: float = 0.0) -> None:
-        super().__init__(**swin_sizes(spec, drop_path), num_classes=0)
+        super().__init__(**list_swin_arguments(spec, drop_path), num_classes=0)
         self.spec = spec
         self.mask_token = _create_mask_token(spec.width)
 
@@ -102,14 +107,14 @@ class MaskedSwin(SwinTransformer):
     def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks between output cells: -> (B, N, N).
 
-        See :func:`ehm.backends.torch.models.swin.cell_attention`.
+        See :func:`ehm.backends.torch.models.swin.compute_cell_attention`.
         """
-        return stage_similarity(self.layers, tokens, blocks, self.spec.grid)
+        return compute_stage_similarity(self.layers, tokens, blocks, self.spec.grid)
 
     def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks, mean over each output cell: -> (B, N, D of their stage)."""
-        _, behind = first_blocks(self.layers, tokens, blocks)
-        return mean_cells(behind, self.spec.grid)
+        _, behind = run_first_blocks(self.layers, tokens, blocks)
+        return average_cells(behind, self.spec.grid)
 
     def pool_features(self, tokens: Tensor) -> Tensor:
         """Average over all output cells what the last norm gives: (B, h, w, D) -> (B, D of the last stage), float32."""

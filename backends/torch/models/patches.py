@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding, linear
 
-__all__ = ["embed_patches", "gather_tokens", "patchify", "patchify_by_channel", "want_all"]
+__all__ = ["embed_patches", "gather_tokens", "index_all_patches", "patchify", "patchify_by_channel"]
 
 
 def embed_patches(images: Tensor, projection: Any, patch_size: int) -> Tensor:
@@ -38,7 +38,7 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     return embedding(rows_of_image + first_row, tokens.flatten(0, 1)).view(*indices.shape, -1)
 
 
-def want_all(restore: Tensor) -> Tensor:
+def index_all_patches(restore: Tensor) -> Tensor:
     """Return the indices of all patches (B, N), for each image's places ``restore`` (B, N)."""
     return torch.arange(restore.shape[1], device=restore.device).expand_as(restore)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ehm.backends.torch.models.loading import load_model, read_arrays
-from ehm.backends.torch.models.vit import VIT_CLASSES, layers_of
+from ehm.backends.torch.models.vit import VIT_CLASSES, find_layers
 from ehm.config import ModelSource
 from ehm.errors import ConfigError
 from ehm.models.opening import names_weights, open_model
@@ -26,9 +26,9 @@ from ehm.models.weights import LoadedModel, Weights
 __all__ = [
     "Pyramid",
     "can_take_any_size",
+    "find_nested_layers",
     "fix_size",
     "load_pyramid",
-    "nested_layers",
     "take_any_size",
 ]
 
@@ -141,14 +141,14 @@ def load_pyramid(
     return pyramid, loaded
 
 
-def nested_layers(model: nn.Module) -> dict[str, int]:
+def find_nested_layers(model: nn.Module) -> dict[str, int]:
     """Return the layer of every parameter of ``model``; everything outside its encoder lies above the encoder.
 
-    The encoder is the one module that has the name ``encoder``; see :func:`layers_of` for its layers.
+    The encoder is the one module that has the name ``encoder``; see :func:`find_layers` for its layers.
     """
     (prefix,) = (name for name, _ in model.named_modules() if name.split(".")[-1] == "encoder")
     encoder = model.get_submodule(prefix)
-    inner = layers_of(encoder)
+    inner = find_layers(encoder)
     trained_layers = [inner[name] for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     above = 1 + max(trained_layers, default=0)  # none of an encoder that is frozen as a whole
     layers: dict[str, int] = {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehm.backends.torch.models.embedding import all_tokens
+from ehm.backends.torch.models.embedding import extract_all_tokens
 from ehm.config.language import ResamplerConfig
 
 __all__ = ["Resampler", "VisualTokens"]
@@ -36,7 +36,7 @@ class VisualTokens(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Compute the encoder's tokens: (B, 3, H, W) -> (B, L, D)."""
-        return all_tokens(self.encoder, self.encoder.forward_features(images))
+        return extract_all_tokens(self.encoder, self.encoder.forward_features(images))
 
 
 class Resampler(nn.Module):
@@ -63,7 +63,7 @@ class Resampler(nn.Module):
         visual: Tensor = self.projection(self.norm(latents))
         return visual
 
-    def attention(self, tokens: Tensor) -> Tensor:
+    def compute_attention(self, tokens: Tensor) -> Tensor:
         """Compute what each latent takes of each token in the last layer, mean over heads: (B, L, D) -> (B, K, L).
 
         The rest, up to 1 in all, it takes of the latents.
@@ -73,7 +73,7 @@ class Resampler(nn.Module):
         *first, last = layers
         for layer in first:
             latents = layer(tokens, latents)
-        weights: Tensor = last.attn.weights(tokens, latents)
+        weights: Tensor = last.attn.compute_weights(tokens, latents)
         return weights
 
 
@@ -113,7 +113,7 @@ class _Attention(nn.Module):
         self.kv = nn.Linear(width, 2 * inner, bias=False)
         self.proj = nn.Linear(inner, width, bias=False)
 
-    def weights(self, tokens: Tensor, latents: Tensor) -> Tensor:
+    def compute_weights(self, tokens: Tensor, latents: Tensor) -> Tensor:
         """Compute the weights of the tokens, mean over heads: (B, L, D), (B, K, D) -> (B, K, L), float32."""
         latents = self.norm_latents(latents)
         seen = torch.cat([self.norm_tokens(tokens), latents], dim=1)

@@ -17,12 +17,19 @@ from timm.models.swin_transformer import SwinTransformer, window_partition
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from ehm.backends.torch.models.adapters import effective_weight
+from ehm.backends.torch.models.adapters import compute_effective_weight
 from ehm.backends.torch.models.attention import symmetrise
 from ehm.config.encoders import SwinSpec
 from ehm.models.timm_arguments import describe_swin
 
-__all__ = ["build_swin", "cell_attention", "first_blocks", "mean_cells", "stage_similarity", "window_attention"]
+__all__ = [
+    "average_cells",
+    "build_swin",
+    "compute_cell_attention",
+    "compute_stage_similarity",
+    "compute_window_attention",
+    "run_first_blocks",
+]
 
 
 def build_swin(
@@ -37,22 +44,22 @@ def build_swin(
     The features are the mean of the last tokens behind their norm, so that ``pool`` and ``fc_norm`` leave no choice;
     they are there because a ViT has them. The head starts near zero (std 2e-5), as those of our ViTs.
     """
-    model = SwinTransformer(**swin_sizes(spec, drop_path), num_classes=classes)
+    model = SwinTransformer(**list_swin_arguments(spec, drop_path), num_classes=classes)
     if isinstance(model.head.fc, nn.Linear):
         nn.init.trunc_normal_(model.head.fc.weight, std=2e-5)
     return model
 
 
-def swin_sizes(spec: SwinSpec, drop_path: float) -> dict[str, Any]:
+def list_swin_arguments(spec: SwinSpec, drop_path: float) -> dict[str, Any]:
     """Return the arguments of timm's class for ``spec``."""
     return {**describe_swin(spec), "drop_path_rate": drop_path}
 
 
-def window_attention(block: Any, tokens: Tensor) -> Tensor:
+def compute_window_attention(block: Any, tokens: Tensor) -> Tensor:
     """Compute the softmax attention of one timm block on its input: (B, h, w, D) -> (B, nW, n, T, T)."""
     attn = block.attn
     windows = _partition_windows(block, block.norm1(tokens)).flatten(0, 1)  # (B * nW, T, D)
-    weight = effective_weight(attn.qkv)
+    weight = compute_effective_weight(attn.qkv)
     rows = 2 * weight.shape[0] // 3  # queries and keys alone
     bias = attn.qkv.bias
     if bias is not None:
@@ -66,13 +73,13 @@ def window_attention(block: Any, tokens: Tensor) -> Tensor:
     return scores.softmax(dim=-1)
 
 
-def cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def compute_cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Compute the attention between cells of ``grid``, mean over heads: (B, h, w, D) -> (B, N, N), float32.
 
     Entry (i, j) is the share of its attention that a token of cell i gives to cell j, averaged over the tokens of cell
     i. ``grid`` divides h and w.
     """
-    probs = window_attention(block, tokens).mean(dim=2, dtype=torch.float32)  # (B, nW, T, T)
+    probs = compute_window_attention(block, tokens).mean(dim=2, dtype=torch.float32)  # (B, nW, T, T)
     shift = tuple(block.shift_size)
     size = (tokens.shape[1], tokens.shape[2])
     owner = _find_owners(size, grid, tuple(block.window_size), shift, tokens.device)  # (nW, T, N)
@@ -83,7 +90,7 @@ def cell_attention(block: Any, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     return total / tokens_per_cell
 
 
-def first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tuple[Any, Tensor]], Tensor]:
+def run_first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tuple[Any, Tensor]], Tensor]:
     """Run the first ``count`` blocks; return each with its input (B, h, w, D), and the output of the last."""
     blocks_and_inputs: list[tuple[Any, Tensor]] = []
     for stage in stages:
@@ -96,14 +103,14 @@ def first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tuple[An
     return blocks_and_inputs, tokens
 
 
-def stage_similarity(stages: Any, tokens: Tensor, count: int, grid: tuple[int, int]) -> Tensor:
-    """Symmetrised mean of :func:`cell_attention` over the first ``count`` blocks: (B, h, w, D) -> (B, N, N)."""
-    blocks_and_inputs, _ = first_blocks(stages, tokens, count)
-    attentions = [cell_attention(block, block_input, grid) for block, block_input in blocks_and_inputs]
+def compute_stage_similarity(stages: Any, tokens: Tensor, count: int, grid: tuple[int, int]) -> Tensor:
+    """Symmetrised mean of :func:`compute_cell_attention` over the first ``count`` blocks: (B, h, w, D) -> (B, N, N)."""
+    blocks_and_inputs, _ = run_first_blocks(stages, tokens, count)
+    attentions = [compute_cell_attention(block, block_input, grid) for block, block_input in blocks_and_inputs]
     return symmetrise(torch.stack(attentions).mean(dim=0))
 
 
-def mean_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+def average_cells(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Average the tokens in each cell of ``grid``, which divides their map: (B, h, w, D) -> (B, N, D)."""
     cells = tokens.unflatten(2, (grid[1], -1)).unflatten(1, (grid[0], -1)).mean(dim=(2, 4))
     return cells.flatten(1, 2)

@@ -23,11 +23,11 @@ class Tokenizer(nn.Module, ABC):
     stride: int
 
     @abstractmethod
-    def logits(self, images: Tensor) -> Tensor:
+    def compute_logits(self, images: Tensor) -> Tensor:
         """Compute how well each code suits each place: (B, 3, H, W) -> (B, K, h, w)."""
 
     @torch.no_grad()
-    def tokens(self, images: Tensor) -> Tensor:
+    def compute_tokens(self, images: Tensor) -> Tensor:
         """Return the best code of each place, row by row: (B, 3, H, W) in [0, 1] -> (B, h * w) int64.
 
         It computes in float32 whatever the caller computes in, so that images have the same tokens in every run. Raises
@@ -38,7 +38,7 @@ class Tokenizer(nn.Module, ABC):
             raise ValueError(f"images of {height} x {width} pixels: not multiples of the tokenizer's {self.stride}")
         # two codes that suit a place almost equally would change places by rounding
         with torch.autocast(images.device.type, enabled=False):
-            return self.logits(images.float()).argmax(dim=1).flatten(1)
+            return self.compute_logits(images.float()).argmax(dim=1).flatten(1)
 
 
 class DiscreteVae(Tokenizer):
@@ -71,8 +71,8 @@ class DiscreteVae(Tokenizer):
             _Residual(width), _Residual(width), *_build_stages(channels[::-1], nn.ConvTranspose2d)
         )
 
-    def logits(self, images: Tensor) -> Tensor:
-        """See :meth:`Tokenizer.logits`."""
+    def compute_logits(self, images: Tensor) -> Tensor:
+        """See :meth:`Tokenizer.compute_logits`."""
         logits: Tensor = self.encoder(2 * images - 1)
         return logits
 
@@ -86,7 +86,7 @@ class DiscreteVae(Tokenizer):
         ``temperature`` (Jang et al., 2017), a scalar; their noise is torch's own random numbers, on the device of
         ``images``.
         """
-        logits = self.logits(images).float()
+        logits = self.compute_logits(images).float()
         noise = -torch.empty_like(logits).exponential_().log()
         samples = ((logits + noise) / temperature).softmax(dim=1)
         features = torch.einsum("bkhw,kd->bdhw", samples, self.codebook)
@@ -100,7 +100,7 @@ class DiscreteVae(Tokenizer):
         """Reconstruct (B, 3, H, W) images from their tokens: images of that shape in [0, 1], and the tokens."""
         height = images.shape[-2] // self.stride
         width = images.shape[-1] // self.stride
-        tokens = self.tokens(images)
+        tokens = self.compute_tokens(images)
         return self.decode_tokens(tokens, (height, width)), tokens
 
     @torch.no_grad()

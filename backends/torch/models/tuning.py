@@ -8,7 +8,7 @@ from torch import nn
 
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.models.adapters import add_adapters
-from ehm.backends.torch.models.vit import layers_of
+from ehm.backends.torch.models.vit import find_layers
 from ehm.config import LoraConfig
 from ehm.errors import ConfigError
 
@@ -53,7 +53,7 @@ def _freeze_blocks(encoder: Any, count: int, blocks: int) -> None:
     """Freeze the first ``count`` of ``blocks``, and patch embedding, class token, registers and positions before."""
     if count > blocks:
         raise ConfigError(f"model.freeze {count}: this encoder ({type(encoder).__name__}) has {blocks} blocks")
-    layers = layers_of(encoder)
+    layers = find_layers(encoder)
     for name, parameter in encoder.named_parameters():
         # timm counts the norm behind the blocks as a part of the last one
         if layers[name] <= count and not name.startswith("norm."):
@@ -62,7 +62,7 @@ def _freeze_blocks(encoder: Any, count: int, blocks: int) -> None:
 
 def _freeze_weights(encoder: Any, blocks: int, norms: bool) -> None:
     """Freeze all of an encoder of so many ``blocks``, but for ``norms`` if they shall learn, and heads above it."""
-    layers = layers_of(encoder)
+    layers = find_layers(encoder)
     for name, parameter in encoder.named_parameters():
         module = name.rpartition(".")[0].rpartition(".")[2]
         if layers[name] <= blocks and not (norms and "norm" in module):

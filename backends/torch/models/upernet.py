@@ -17,7 +17,7 @@ from ehm.backends.torch.models.pyramid import Pyramid
 from ehm.config import UperNetConfig
 from ehm.models.pyramid import PARTS
 
-__all__ = ["PoolingPyramid", "UperNet", "adaptive_mean", "upsample"]
+__all__ = ["PoolingPyramid", "UperNet", "compute_adaptive_mean", "upsample"]
 
 _AUXILIARY = 2
 """The level that the auxiliary head is applied to."""
@@ -85,12 +85,12 @@ class PoolingPyramid(nn.Module):
         size = level.shape[2:]
         maps = [level]
         for layer, scale in zip(self.parts, PARTS, strict=True):
-            maps.append(upsample(layer(adaptive_mean(level, scale)), size))
+            maps.append(upsample(layer(compute_adaptive_mean(level, scale)), size))
         fused: Tensor = self.fuse(torch.cat(maps, dim=1))
         return fused
 
 
-def adaptive_mean(level: Tensor, parts: int) -> Tensor:
+def compute_adaptive_mean(level: Tensor, parts: int) -> Tensor:
     """Average as ``adaptive_avg_pool2d`` does, by two matrix products: (B, C, h, w) -> (B, C, parts, parts).
 
     Their gradients are the same every time on all devices, and ONNX can express them for any h and w.

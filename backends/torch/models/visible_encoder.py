@@ -47,7 +47,7 @@ class VisibleEncoder(VitParts):
 
         There may be several masks of an image, one after the other: (k * B, V) -> (k * B, P + V, D).
         """
-        encoded: Tensor = self.norm(self.run_blocks(gather_tokens(tokens, visible), self.locate(visible)))
+        encoded: Tensor = self.norm(self.run_stack(gather_tokens(tokens, visible), self.locate(visible)))
         return encoded
 
 

@@ -22,7 +22,7 @@ from ehm.config.encoders import VitForm, VitSpec
 from ehm.models.timm_arguments import describe_vit, describe_vit_sizes, name_vit_class
 from ehm.models.weights import Pool
 
-__all__ = ["VIT_CLASSES", "build_vit", "find_vit_class", "layers_of", "vit_sizes"]
+__all__ = ["VIT_CLASSES", "build_vit", "find_layers", "find_vit_class", "list_vit_arguments"]
 
 VIT_CLASSES = (VisionTransformer, Beit, Eva)
 """The classes of timm's that :func:`build_vit` builds."""
@@ -68,7 +68,7 @@ def build_vit(
     if kind is VisionTransformer:
         options |= _choose_layers(spec.form)
     model: VisionTransformer | Beit | Eva = kind(
-        **vit_sizes(spec, drop_path), **options, num_classes=classes, global_pool=global_pool
+        **list_vit_arguments(spec, drop_path), **options, num_classes=classes, global_pool=global_pool
     )
     if isinstance(model.head, nn.Linear):
         nn.init.trunc_normal_(model.head.weight, std=2e-5)
@@ -80,12 +80,12 @@ def find_vit_class(spec: VitSpec) -> type[VisionTransformer] | type[Beit] | type
     return _CLASSES[name_vit_class(spec)]
 
 
-def vit_sizes(spec: VitSpec, drop_path: float) -> dict[str, Any]:
+def list_vit_arguments(spec: VitSpec, drop_path: float) -> dict[str, Any]:
     """Return the arguments of timm's class for ``spec``: VisionTransformer, Eva, or Beit without added positions."""
     return {**describe_vit_sizes(spec), "drop_path_rate": drop_path, "norm_layer": _choose_norm(spec.form)}
 
 
-def layers_of(model: Any) -> dict[str, int]:
+def find_layers(model: Any) -> dict[str, int]:
     """Return the layer of every parameter of a timm model: the embedding (0), the blocks, the head with its norm.
 
     The head of a model in pretraining is all that predicts what is hidden, and its mask token.

@@ -16,9 +16,15 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from ehm.backends.torch.models.attention import Places, class_attention, mean_attention, patch_similarity, run_block
+from ehm.backends.torch.models.attention import (
+    Places,
+    average_attention,
+    compute_class_attention,
+    compute_patch_similarity,
+    run_block,
+)
 from ehm.backends.torch.models.patches import embed_patches
-from ehm.backends.torch.models.vit import build_vit, find_vit_class, vit_sizes
+from ehm.backends.torch.models.vit import build_vit, find_vit_class, list_vit_arguments
 from ehm.config.encoders import VitSpec
 
 __all__ = ["VitParts", "build_parts"]
@@ -33,7 +39,8 @@ def build_parts(spec: VitSpec, drop_path: float = 0.0) -> Any:
     There, all blocks share one table of relative positions; fine-tuning has one in each.
     """
     if spec.relative:
-        return Beit(**vit_sizes(spec, drop_path), num_classes=0, use_shared_rel_pos_bias=True, use_fc_norm=False)
+        arguments = list_vit_arguments(spec, drop_path)
+        return Beit(**arguments, num_classes=0, use_shared_rel_pos_bias=True, use_fc_norm=False)
     return build_vit(spec, drop_path=drop_path, fc_norm=False)
 
 
@@ -72,10 +79,10 @@ class VitParts(nn.Module):
         tokens = embed_patches(images, self.patch_embed.proj, self.spec.patch_size)
         if self.spec.form.norm_patches:
             tokens = self.patch_embed.norm(tokens)
-        positions = self.patch_positions()
+        positions = self.get_patch_positions()
         return tokens if positions is None else tokens + positions
 
-    def patch_positions(self) -> Tensor | None:
+    def get_patch_positions(self) -> Tensor | None:
         """Return the positions that are added to patches (1, N, D), None if there are none."""
         if self.pos_embed is None:
             return None
@@ -109,7 +116,7 @@ class VitParts(nn.Module):
             tokens = self.norm_pre(tokens)
         return tokens
 
-    def run_blocks(self, tokens: Tensor, places: Places, count: int | None = None) -> Tensor:
+    def run_stack(self, tokens: Tensor, places: Places, count: int | None = None) -> Tensor:
         """Pass patch tokens through the first ``count`` blocks, or all: (B, V, D) -> (B, L, D)."""
         tokens = self.prepend_prefix(tokens)
         for block in self.blocks[:count]:
@@ -119,22 +126,23 @@ class VitParts(nn.Module):
     def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
         """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
         places = self.locate()
-        return patch_similarity(mean_attention(self.blocks, self.prepend_prefix(tokens), blocks, places), places.prefix)
+        attention = average_attention(self.blocks, self.prepend_prefix(tokens), blocks, places)
+        return compute_patch_similarity(attention, places.prefix)
 
     def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
         """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
         places = self.locate()
-        return self.run_blocks(tokens, places, blocks)[:, places.prefix :]
+        return self.run_stack(tokens, places, blocks)[:, places.prefix :]
 
     def pool_features(self, tokens: Tensor) -> Tensor:
         """Average over all patches what the last norm gives: (B, N, D) -> (B, D), float32."""
         places = self.locate()
-        encoded: Tensor = self.norm(self.run_blocks(tokens, places))
+        encoded: Tensor = self.norm(self.run_stack(tokens, places))
         return encoded[:, places.prefix :].mean(dim=1, dtype=torch.float32)
 
     def compute_saliency(self, tokens: Tensor) -> Tensor:
         """Compute the class token's attention to all patches in the last block: (B, N, D) -> (B, N)."""
-        return class_attention(self.blocks, self.prepend_prefix(tokens), self.locate())
+        return compute_class_attention(self.blocks, self.prepend_prefix(tokens), self.locate())
 
 
 def _select_pairs(bias: Tensor, visible: Tensor, prefix: int) -> Tensor:

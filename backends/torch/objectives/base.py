@@ -20,7 +20,7 @@ class TorchObjective(ABC):
     A model has ``embed``, ``compute_similarity``, ``compute_features``, ``pool_features``, with a class token
     ``compute_saliency``, and a ``stack`` of the modules that its encoder is made of. Its ``forward`` gives the loss
     from images, from the indices of visible and of masked patches and each patch's place among both, from tokens of
-    ``embed`` if there are any, and from :meth:`targets`.
+    ``embed`` if there are any, and from :meth:`compute_targets`.
     ``predict`` gives what the model says of wanted patches, from images, from the indices of visible patches, each
     patch's place, and the indices of wanted ones.
     """
@@ -44,7 +44,7 @@ class TorchObjective(ABC):
         """
         return None
 
-    def targets(self, images: Tensor) -> dict[str, Tensor]:
+    def compute_targets(self, images: Tensor) -> dict[str, Tensor]:
         """Compute from normalised images (B, 3, H, W), outside the model, what its ``forward`` takes by keyword."""
         return {}
 

@@ -17,7 +17,7 @@ from ehm.backends.base import Reconstruction
 from ehm.backends.reconstruction import reconstruct_tokens
 from ehm.backends.torch.models.dvae import load_tokenizer
 from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
-from ehm.backends.torch.models.patches import gather_tokens, want_all
+from ehm.backends.torch.models.patches import gather_tokens, index_all_patches
 from ehm.backends.torch.models.tokenizers import DiscreteVae, Tokenizer
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config import TrainConfig
@@ -60,13 +60,13 @@ class VisualTokens:
         return self._tokenizer.vocabulary
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
+    def compute(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) -> (B, N) in [0, C), in float32."""
         with torch.autocast(images.device.type, enabled=False):
             pixels = images * self._std + self._mean
             resized = self._down @ pixels @ self._across.T
             # bicubic resampling overshoots
-            return self._tokenizer.tokens(resized.clamp(0, 1))
+            return self._tokenizer.compute_tokens(resized.clamp(0, 1))
 
     @torch.no_grad()
     def decode(self, visual_tokens: Tensor) -> NDArray[np.float32] | None:
@@ -152,14 +152,14 @@ class TorchBeit(TorchObjective):
         """See :meth:`TorchObjective.build_model`."""
         return build_beit(self.config, self._visual_tokens.vocabulary)
 
-    def targets(self, images: Tensor) -> dict[str, Tensor]:
-        """See :meth:`TorchObjective.targets`."""
-        return {"visual_tokens": self._visual_tokens(images)}
+    def compute_targets(self, images: Tensor) -> dict[str, Tensor]:
+        """See :meth:`TorchObjective.compute_targets`."""
+        return {"visual_tokens": self._visual_tokens.compute(images)}
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`TorchObjective.reconstruct`."""
-        true_tokens = self._visual_tokens(images)
-        predicted_tokens = model.predict(images, visible, restore, want_all(restore)).argmax(dim=-1)
+        true_tokens = self._visual_tokens.compute(images)
+        predicted_tokens = model.predict(images, visible, restore, index_all_patches(restore)).argmax(dim=-1)
         return reconstruct_tokens(
             self._visual_tokens.decode(predicted_tokens),
             self._visual_tokens.decode(true_tokens),

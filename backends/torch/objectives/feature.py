@@ -20,7 +20,7 @@ from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.tensors import load_arrays
 from ehm.backends.torch.models.adapters import merge_arrays
 from ehm.backends.torch.models.attention import run_block
-from ehm.backends.torch.models.patches import gather_tokens, want_all
+from ehm.backends.torch.models.patches import gather_tokens, index_all_patches
 from ehm.backends.torch.models.visible_decoder import VisibleDecoder
 from ehm.backends.torch.models.visible_encoder import VisibleEncoder
 from ehm.backends.torch.objectives.base import TorchObjective
@@ -59,7 +59,7 @@ class FeaturePredictor(VisibleDecoder):
         predicted = self.predict(images, visible, restore, masked, tokens).float()
         target = gather_tokens(features, masked)
         if self._loss == "cosine":
-            return 1 - _cosine(predicted, target).mean()
+            return 1 - compute_cosine(predicted, target).mean()
         return smooth_l1_loss(predicted, target, beta=self._beta)
 
     def predict(
@@ -100,17 +100,17 @@ class TorchFeature(TorchObjective):
         return place_model(teacher, self.device).eval().requires_grad_(False)
 
     @torch.no_grad()
-    def targets(self, images: Tensor) -> dict[str, Tensor]:
-        """See :meth:`TorchObjective.targets`."""
+    def compute_targets(self, images: Tensor) -> dict[str, Tensor]:
+        """See :meth:`TorchObjective.compute_targets`."""
         # in the type of the run: the teacher sees all patches, which takes longer than encoding the visible ones
         with gather_parameters([self.teacher]), autocast_to(self.device, self._dtype):
             return {"features": compute_patch_features(self.teacher, images, self._averaged_blocks)}
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`TorchObjective.reconstruct`."""
-        features = self.targets(images)["features"]
-        predicted = model.predict(images, visible, restore, want_all(restore)).float()
-        return reconstruct_features(_cosine(predicted, features).cpu().numpy())
+        features = self.compute_targets(images)["features"]
+        predicted = model.predict(images, visible, restore, index_all_patches(restore)).float()
+        return reconstruct_features(compute_cosine(predicted, features).cpu().numpy())
 
     def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`TorchObjective.describe_targets`.
@@ -143,7 +143,7 @@ def compute_patch_features(teacher: VisibleEncoder, images: Tensor, averaged_blo
     return _normalise(total / averaged_blocks)
 
 
-def _cosine(left: Tensor, right: Tensor) -> Tensor:
+def compute_cosine(left: Tensor, right: Tensor) -> Tensor:
     """Return the cosine of the angle between features (..., D): (...)."""
     return (normalize(left, dim=-1) * normalize(right, dim=-1)).sum(dim=-1)
 

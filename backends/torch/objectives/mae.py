@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ehm.backends.base import Reconstruction
 from ehm.backends.reconstruction import reconstruct_normalised_patches, reconstruct_patches
-from ehm.backends.torch.models.patches import gather_tokens, patchify, want_all
+from ehm.backends.torch.models.patches import gather_tokens, index_all_patches, patchify
 from ehm.backends.torch.models.visible_decoder import VisibleDecoder
 from ehm.backends.torch.objectives.base import TorchObjective
 from ehm.config.encoders import VitSpec
@@ -37,7 +37,7 @@ class MaskedAutoencoder(VisibleDecoder):
         self.decoder_pred = nn.Linear(decoder_width, spec.patch_size**2 * spec.channels)
         self.init_weights()
 
-    def target(self, images: Tensor, masked: Tensor) -> Tensor:
+    def compute_target(self, images: Tensor, masked: Tensor) -> Tensor:
         """Return the pixels of the patches at indices ``masked`` (B, K): (B, K, P), normalised by patch if asked."""
         target = gather_tokens(patchify(images, self.spec.patch_size), masked)
         if not self.norm_pix_loss:
@@ -55,12 +55,12 @@ class MaskedAutoencoder(VisibleDecoder):
         """
         predicted = self.predict(images, visible, restore, masked, tokens)
         # float32 from here on, because bfloat16 would round the small differences
-        return (predicted.float() - self.target(images, masked)).square().mean()
+        return (predicted.float() - self.compute_target(images, masked)).square().mean()
 
     def predict(
         self, images: Tensor, visible: Tensor, restore: Tensor, wanted: Tensor, tokens: Tensor | None = None
     ) -> Tensor:
-        """Predict the patches at indices ``wanted`` (k * B, K), as :meth:`target` gives them: (k * B, K, P)."""
+        """Predict the patches at indices ``wanted`` (k * B, K), as :meth:`compute_target` gives them: (k * B, K, P)."""
         if tokens is None:
             tokens = self.embed(images)
         predicted: Tensor = self.decoder_pred(self.decode(self.encode(tokens, visible), restore, wanted))
@@ -81,7 +81,7 @@ class TorchMae(TorchObjective):
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`TorchObjective.reconstruct`."""
-        predicted = model.predict(images, visible, restore, want_all(restore))
+        predicted = model.predict(images, visible, restore, index_all_patches(restore))
         side = self.config.spec.stride
         patches = predicted.float().cpu().numpy().reshape(*restore.shape, side, side, self.config.spec.channels)
         data = self.config.data

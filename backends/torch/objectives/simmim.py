@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from ehm.backends.base import Reconstruction
 from ehm.backends.reconstruction import reconstruct_patches
 from ehm.backends.torch.models.masked_encoder import MaskedSwin, MaskedVit, encode_masked_images
-from ehm.backends.torch.models.patches import gather_tokens, patchify_by_channel, want_all
+from ehm.backends.torch.models.patches import gather_tokens, index_all_patches, patchify_by_channel
 from ehm.backends.torch.objectives.base import TorchObjective
 
 __all__ = ["SimmimSwin", "SimmimVit", "TorchSimmim"]
@@ -72,7 +72,7 @@ class TorchSimmim(TorchObjective):
 
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """See :meth:`TorchObjective.reconstruct`."""
-        predicted = model.predict(images, visible, restore, want_all(restore))
+        predicted = model.predict(images, visible, restore, index_all_patches(restore))
         side = self.config.spec.stride
         by_channel = predicted.float().cpu().numpy().reshape(*restore.shape, self.config.spec.channels, side, side)
         data = self.config.data

@@ -4,7 +4,7 @@ import functools
 
 import torch
 
-from ehm.backends.torch.diagnosis.recording import dtypes_of
+from ehm.backends.torch.diagnosis.recording import list_dtypes
 from torch_npu import generator, npu, record, storage
 
 aten = torch.ops.aten
@@ -36,7 +36,7 @@ def kernel(operator, *args, **kwargs):
     """Run ``operator`` for the device."""
     facts = _facts(operator)
     if facts.view:  # shapes only: the CPU's kernel works on the device's tensor itself
-        record.note(facts.name, dtypes_of(args, kwargs))
+        record.note(facts.name, list_dtypes(args, kwargs))
         return operator.redispatch(storage.CPU, *args, **kwargs)
 
     pairs = []  # (tensor as given, tensor for the CPU)
@@ -79,7 +79,7 @@ def kernel(operator, *args, **kwargs):
         return type(value)(map(up, value)) if isinstance(value, (list, tuple)) else value
 
     result = up(result)
-    dtypes = dtypes_of(args, kwargs, result)
+    dtypes = list_dtypes(args, kwargs, result)
     record.note(facts.name, dtypes)
     if "float64" in dtypes:
         _refuse_float64(facts.name, [*pairs, (result, None)])
@@ -99,7 +99,7 @@ def _follow(ours, twin, labels):
 def _refuse_mixture(name):
     raise RuntimeError(
         f"Expected all tensors to be on the same device, but found at least two devices, npu:0 and cpu! "
-        f"(aten::{name} at {record.call_site()})"
+        f"(aten::{name} at {record.find_call_site()})"
     )
 
 
@@ -116,6 +116,6 @@ def _refuse_float64(name, values):
             wide = isinstance(tensor, torch.Tensor) and tensor.dtype == torch.float64 and tensor.dim() > 0
             if wide and not tensor.is_cpu:
                 raise RuntimeError(
-                    f"float64 on the NPU: aten::{name} at {record.call_site()} "
+                    f"float64 on the NPU: aten::{name} at {record.find_call_site()} "
                     "(the simulation refuses it; a real one gives float32 without a word)"
                 )

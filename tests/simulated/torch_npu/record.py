@@ -6,18 +6,18 @@ import os
 import warnings
 from collections import Counter
 
-from ehm.backends.torch.diagnosis.operators import native_operators
-from ehm.backends.torch.diagnosis.recording import call_site
+from ehm.backends.torch.diagnosis.operators import read_native_operators
+from ehm.backends.torch.diagnosis.recording import find_call_site
 
 STRICT = os.environ.get("TORCH_NPU_FALLBACK_CPU_DISABLE") == "1"
-NATIVE = native_operators()
+NATIVE = read_native_operators()
 calls = Counter()
 _warned = set()
 
 
 def note(operator, dtypes):
     """Count a call; an operator that torch-npu has no kernel for warns, or raises, as it does there."""
-    site = call_site()
+    site = find_call_site()
     calls[operator, dtypes, site] += 1
     if operator in NATIVE or operator in _warned:
         return

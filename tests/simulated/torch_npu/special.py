@@ -2,7 +2,7 @@
 
 import torch
 
-from ehm.backends.torch.diagnosis.recording import dtypes_of
+from ehm.backends.torch.diagnosis.recording import list_dtypes
 from torch_npu import record
 from torch_npu.kernel import aten, kernel
 from torch_npu.storage import CPU, label, relayout, set_, to_cpu, to_npu
@@ -49,7 +49,7 @@ def scaled_dot_product_attention(
 
 def attention_forward(query, key, value, mask=None, dropout_p=0.0, is_causal=False, debug=False, *, scale=None):
     tensors = [query, key, value]
-    record.note("scaled_dot_product_attention", dtypes_of(tensors))
+    record.note("scaled_dot_product_attention", list_dtypes(tensors))
     forward = aten._scaled_dot_product_flash_attention_for_cpu.default
     output, sums = forward(*map(to_cpu, tensors), dropout_p, is_causal, scale=scale)
     nothing = torch.empty(0, device="npu")
@@ -60,6 +60,6 @@ def attention_forward(query, key, value, mask=None, dropout_p=0.0, is_causal=Fal
 def attention_backward(grad, query, key, value, mask, wanted, output, sums, *rest, scale=None):
     tensors = [grad, query, key, value, output, sums]
     _, _, _, _, dropout_p, is_causal, _, _ = rest  # the others matter to ragged batches and dropout alone
-    record.note("scaled_dot_product_attention", dtypes_of(tensors[:4]))
+    record.note("scaled_dot_product_attention", list_dtypes(tensors[:4]))
     backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
     return *map(to_npu, backward(*map(to_cpu, tensors), dropout_p, is_causal, scale=scale)), None

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ehm.backends import ascend
-from ehm.backends.ascend import PAIRS, explain_absence, find_mismatch, find_software, pair_for
+from ehm.backends.ascend import PAIRS, explain_absence, find_mismatch, find_pair, find_software
 from ehm.installation import build_install_command
 
 
@@ -149,7 +149,7 @@ def test_a_device_that_this_user_may_not_open(host, monkeypatch):
 
 
 def test_the_table_of_pairs_is_in_order():
-    """:func:`pair_for` takes the first row that is not later: the newest first within a release of torch."""
+    """:func:`find_pair` takes the first row that is not later: the newest first within a release of torch."""
     assert all(pair.torch_npu.startswith(pair.torch) for pair in PAIRS)
     order = [
         (pair.torch, int(pair.torch_npu.rpartition("post")[2]) if "post" in pair.torch_npu else 0) for pair in PAIRS
@@ -172,29 +172,29 @@ def test_the_table_of_pairs_is_in_order():
     ],
 )
 def test_a_pair_is_found_for_the_releases_between_rows_too(torch_npu, cann):
-    assert pair_for(torch_npu).cann == cann
+    assert find_pair(torch_npu).cann == cann
 
 
 @pytest.mark.parametrize("torch_npu", ["2.14.0", "2.13.0rc1", "2.5.1.post1"])
 def test_no_pair_is_made_up(torch_npu):
-    assert pair_for(torch_npu) is None
+    assert find_pair(torch_npu) is None
 
 
 @pytest.mark.parametrize(("mindspore", "cann"), [("2.10.0", "8.5.0"), ("2.9.0", "9.1.0")])
 def test_mindspore_beside_another_cann_says_which_goes_with_it(host, mindspore, cann):
     write(host.cann / "x86_64-linux/ascend_toolkit_install.info", f"version={cann}\n")
-    said = str(ascend.mindspore_mismatch(mindspore, find_software(host.root, host.environ)))
+    said = str(ascend.find_mindspore_mismatch(mindspore, find_software(host.root, host.environ)))
     assert said.startswith(f"mindspore {mindspore} goes with CANN {ascend.MINDSPORE[mindspore]}, but CANN {cann} is")
     assert said.endswith(f": install CANN {ascend.MINDSPORE[mindspore]}")
 
 
 def test_mindspore_and_its_own_cann_an_unknown_one_and_none_are_no_mismatch(host, tmp_path):
     found = find_software(host.root, host.environ)
-    assert ascend.mindspore_mismatch("2.10.0", found) is None
-    assert ascend.mindspore_mismatch("2.8.0", found) is None  # no source names its CANN
-    assert ascend.mindspore_mismatch("2.10.0.post1", found) is None
-    assert "goes with CANN 8.3.RC1" in str(ascend.mindspore_mismatch("2.7.1.post1", found))
-    assert ascend.mindspore_mismatch("2.9.0", find_software(tmp_path / "empty", {})) is None
+    assert ascend.find_mindspore_mismatch("2.10.0", found) is None
+    assert ascend.find_mindspore_mismatch("2.8.0", found) is None  # no source names its CANN
+    assert ascend.find_mindspore_mismatch("2.10.0.post1", found) is None
+    assert "goes with CANN 8.3.RC1" in str(ascend.find_mindspore_mismatch("2.7.1.post1", found))
+    assert ascend.find_mindspore_mismatch("2.9.0", find_software(tmp_path / "empty", {})) is None
 
 
 def test_asking_imports_no_framework():

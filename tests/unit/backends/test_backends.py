@@ -110,7 +110,7 @@ class Accelerator:
         # without parameters, as in torch 2.6
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-        monkeypatch.setattr(distributed, "device_module", lambda device: self)
+        monkeypatch.setattr(distributed, "get_device_module", lambda device: self)
 
     def set_device(self, device):
         self.chosen = device

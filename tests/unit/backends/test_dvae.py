@@ -58,7 +58,7 @@ def test_the_encoder_has_the_published_names_and_shapes():
         encoder = DalleEncoder()
     assert {name: tuple(value.shape) for name, value in encoder.state_dict().items()} == published()
     assert (encoder.vocabulary, encoder.stride) == (8192, 8)
-    assert encoder.logits(torch.empty(2, 3, 112, 112, device="meta")).shape == (2, 8192, 14, 14)
+    assert encoder.compute_logits(torch.empty(2, 3, 112, 112, device="meta")).shape == (2, 8192, 14, 14)
 
 
 def test_the_encoder_computes_what_the_published_one_does():
@@ -80,8 +80,8 @@ def test_the_encoder_computes_what_the_published_one_does():
         x = max_pool2d(x, 2) if group < 3 else x
     expected = conv(x.clamp(min=0), "blocks.output.conv")
     assert expected.shape == (2, 11, 4, 6)
-    torch.testing.assert_close(encoder.logits(images), expected)
-    tokens = encoder.tokens(images)
+    torch.testing.assert_close(encoder.compute_logits(images), expected)
+    tokens = encoder.compute_tokens(images)
     assert tokens.dtype == torch.int64
     torch.testing.assert_close(tokens, expected.argmax(1).reshape(2, 24))
 
@@ -89,15 +89,15 @@ def test_the_encoder_computes_what_the_published_one_does():
 def test_tokens_are_the_same_under_autocast_and_carry_no_gradient():
     vae = DiscreteVae(64, 16, stride=4).eval()
     images = pictures(2, 3, 16, 24)
-    tokens = vae.tokens(images)
+    tokens = vae.compute_tokens(images)
     assert tokens.shape == (2, 24)
     assert not tokens.requires_grad
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(vae.tokens(images), tokens)
+        assert torch.equal(vae.compute_tokens(images), tokens)
     torch.manual_seed(1)
-    assert torch.equal(vae.tokens(images), tokens)
+    assert torch.equal(vae.compute_tokens(images), tokens)
     with pytest.raises(ValueError, match="18 x 24 pixels: not multiples of the tokenizer's 4"):
-        vae.tokens(pictures(1, 3, 18, 24))
+        vae.compute_tokens(pictures(1, 3, 18, 24))
 
 
 def test_in_evaluation_tokens_are_of_an_image_alone_and_in_training_places_differ_from_the_start():
@@ -107,17 +107,17 @@ def test_in_evaluation_tokens_are_of_an_image_alone_and_in_training_places_diffe
     counts = torch.bincount(tokens.flatten(), minlength=64).float()
     assert float(measure_usage(counts)["perplexity"]) > 10
     vae.eval()
-    assert torch.equal(vae.tokens(images)[:1], vae.tokens(images[:1]))
+    assert torch.equal(vae.compute_tokens(images)[:1], vae.compute_tokens(images[:1]))
 
 
 @pytest.mark.parametrize("stride", [2, 4, 16])
 def test_the_vae_has_a_code_for_every_square(stride):
     vae = DiscreteVae(10, 16, stride).eval()
     images = pictures(2, 3, 32, 48)
-    assert vae.logits(images).shape == (2, 10, 32 // stride, 48 // stride)
+    assert vae.compute_logits(images).shape == (2, 10, 32 // stride, 48 // stride)
     seen, tokens = vae.reconstruct(images)
     assert seen.shape == images.shape
-    assert torch.equal(tokens, vae.tokens(images))
+    assert torch.equal(tokens, vae.compute_tokens(images))
     assert 0 <= float(seen.min()) <= float(seen.max()) <= 1
 
 
@@ -126,7 +126,7 @@ def test_the_terms_of_the_loss_are_the_error_and_the_divergence_from_uniform():
     torch.nn.init.normal_(vae.encoder[-1].weight, std=3)
     torch.manual_seed(3)
     error, divergence, tokens = vae(images, torch.tensor(0.7))
-    logits = vae.logits(images).detach()
+    logits = vae.compute_logits(images).detach()
     q = logits.softmax(1).double().numpy().mean((0, 2, 3))
     expected = np.sum(q * np.log(q / (1 / 5)))
     assert divergence.item() == pytest.approx(expected, rel=1e-5)
@@ -266,16 +266,15 @@ def test_a_published_file_loads_without_its_package(files, name):
     assert own.keys() == written.keys()
     assert all(torch.equal(own[key], written[key]) for key in own)
     assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
-    assert tokenizer.tokens(pictures(1, 3, 8, 8)).shape == (1, 16)
+    assert tokenizer.compute_tokens(pictures(1, 3, 8, 8)).shape == (1, 16)
 
 
 def test_tensors_load_from_safetensors_too(tmp_path):
     encoder = small_encoder()
     save_file(to_arrays(encoder), tmp_path / "encoder.safetensors")
     images = pictures(1, 3, 16, 16)
-    assert torch.equal(
-        load_tokenizer(str(tmp_path / "encoder.safetensors"), CPU).tokens(images), encoder.tokens(images)
-    )
+    loaded = load_tokenizer(str(tmp_path / "encoder.safetensors"), CPU)
+    assert torch.equal(loaded.compute_tokens(images), encoder.compute_tokens(images))
 
 
 class Harmful:

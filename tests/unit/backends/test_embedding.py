@@ -6,7 +6,7 @@ import timm
 import torch
 
 from ehm.backends.torch.learners.retrieval import TorchEmbedder
-from ehm.backends.torch.models.embedding import ArcFace, Embedding, patch_tokens
+from ehm.backends.torch.models.embedding import ArcFace, Embedding, extract_patch_tokens
 from ehm.config import RetrievalConfig
 from ehm.errors import ConfigError
 
@@ -67,13 +67,13 @@ def test_tokens_are_the_patches_of_any_encoder():
             16,
         ),
     ):
-        tokens = patch_tokens(model, model.forward_features(images))
+        tokens = extract_patch_tokens(model, model.forward_features(images))
         assert tokens.shape == (2, count, model.num_features)
     normed = vit(global_pool="avg", fc_norm=True)
-    tokens = patch_tokens(normed, normed.forward_features(images))
+    tokens = extract_patch_tokens(normed, normed.forward_features(images))
     torch.testing.assert_close(tokens.mean(dim=2), torch.zeros(2, 16), atol=1e-5, rtol=0)  # behind fc_norm
     with pytest.raises(ConfigError, match="gives no tokens of patches"):
-        patch_tokens(normed, tokens.mean(dim=1))
+        extract_patch_tokens(normed, tokens.mean(dim=1))
 
 
 @pytest.fixture

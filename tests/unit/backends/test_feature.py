@@ -189,9 +189,9 @@ def test_a_frozen_teacher_stays_what_the_run_began_with(start):
     config = configure(model={"teacher": "start", "init": str(folder)}, optim={"ema_decay": None})
     learner = TorchLearner(config, CPU)
     images = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(2))
-    before = learner._objective.targets(images)["features"]
+    before = learner._objective.compute_targets(images)["features"]
     train(learner)
-    torch.testing.assert_close(learner._objective.targets(images)["features"], before, rtol=0, atol=0)
+    torch.testing.assert_close(learner._objective.compute_targets(images)["features"], before, rtol=0, atol=0)
     teacher = learner._objective.teacher.state_dict()
     moved = []
     for name, value in teacher.items():
@@ -255,7 +255,7 @@ def test_the_ramp_is_that_of_data2vec_and_of_ijepa():
 def test_the_spread_is_that_over_the_images_and_shows_a_collapse():
     learner = TorchLearner(configure(model={"teacher_blocks": 2}), CPU)
     pixels = learner._pixels(draw_images())
-    features = learner._objective.targets(pixels)["features"].numpy()
+    features = learner._objective.compute_targets(pixels)["features"].numpy()
     metrics = train(learner, steps=1, lr=0.0)
     assert metrics["target_spread"] == pytest.approx(features.std(axis=0).mean(), rel=1e-5)
     for parameter in learner._average.patch_embed.parameters():

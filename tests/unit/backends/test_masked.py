@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehm import masking
 from ehm.backends.torch.engine import hierarchy
-from ehm.backends.torch.models.attention import Places, class_attention, cosine_similarity
-from ehm.backends.torch.models.swin import cell_attention, first_blocks, mean_cells
+from ehm.backends.torch.models.attention import Places, compute_class_attention, cosine_similarity
+from ehm.backends.torch.models.swin import average_cells, compute_cell_attention, run_first_blocks
 from ehm.backends.torch.objectives.beit import BeitSwin, BeitVit, VisualTokens
 from ehm.backends.torch.objectives.simmim import SimmimSwin, SimmimVit
 from ehm.config.encoders import SwinSpec, VitSpec
@@ -126,7 +126,7 @@ def test_visual_tokens_are_those_of_a_smaller_image(images):
 
         vocabulary, stride = 8, 4
 
-        def tokens(self, small):
+        def compute_tokens(self, small):
             seen.append(small)
             means = small.mean(1).unflatten(2, (-1, 4)).unflatten(1, (-1, 4)).mean((2, 4))
             return (means * 8).long().clamp(0, 7).flatten(1)
@@ -134,13 +134,13 @@ def test_visual_tokens_are_those_of_a_smaller_image(images):
     visual_tokens = VisualTokens(Brightness(), (4, 6), (32, 48), mean, std, torch.device("cpu"))
     assert visual_tokens.vocabulary == 8
     with torch.autocast("cpu", torch.bfloat16):
-        found = visual_tokens(images)
+        found = visual_tokens.compute(images)
     pixels = images * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     wanted = interpolate(pixels, (16, 24), mode="bicubic", antialias=True).clamp(0, 1)
     torch.testing.assert_close(seen[0], wanted, atol=1e-5, rtol=0)
     assert found.shape == (4, 24)
     assert found.dtype == torch.int64
-    torch.testing.assert_close(found, Brightness().tokens(wanted))
+    torch.testing.assert_close(found, Brightness().compute_tokens(wanted))
 
 
 def test_attention_with_relative_biases_is_timms(images):
@@ -165,7 +165,8 @@ def test_attention_with_relative_biases_is_timms(images):
             block.attn.relative_position_index = own.rel_pos_bias.relative_position_index
             block.attn.window_size = own.rel_pos_bias.window_size
         tokens = own.prepend_prefix(own.embed(images))
-        torch.testing.assert_close(class_attention(own.blocks, tokens, Places()), saliency, rtol=1e-5, atol=1e-7)
+        attention = compute_class_attention(own.blocks, tokens, Places())
+        torch.testing.assert_close(attention, saliency, rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize("window", [4, 3, 8])  # 3 does not divide 16 x 24 tokens, 8 is all of a later stage
@@ -181,11 +182,11 @@ def test_attention_between_cells_is_the_sum_over_pairs_of_tokens(images, window)
     with torch.no_grad():
         model.encode(model.embed(images[:1]), torch.zeros(1, 24, dtype=torch.bool))
         matrices_of = list(caught)
-        blocks, _ = first_blocks(model.layers, model.embed(images[:1]), 9)
+        blocks, _ = run_first_blocks(model.layers, model.embed(images[:1]), 9)
         assert len(blocks) == 5
         for (block, tokens), matrices in zip(blocks, matrices_of, strict=True):
             wanted = pair_by_pair(block, tokens.shape[1:3], matrices.mean(1).double().numpy())
-            found = cell_attention(block, tokens, spec.grid)[0].numpy()
+            found = compute_cell_attention(block, tokens, spec.grid)[0].numpy()
             np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-7)
             padded = any(side % per for side, per in zip(tokens.shape[1:3], block.window_size, strict=True))
             if not padded:
@@ -220,7 +221,7 @@ def test_what_no_window_holds_together_has_no_similarity(images):
     """In the first stage of windows of 4 tokens, cells of 4 tokens are alone; shifted windows join neighbours."""
     model = make(SimmimSwin, SWIN).eval()
     with torch.no_grad():
-        alone = cell_attention(model.layers[0].blocks[0], model.embed(images), SWIN.grid)
+        alone = compute_cell_attention(model.layers[0].blocks[0], model.embed(images), SWIN.grid)
         torch.testing.assert_close(alone, torch.eye(24).expand(4, -1, -1), atol=1e-6, rtol=0)
         joined = model.compute_similarity(model.embed(images), 2)
     row, column = np.divmod(np.arange(24), 6)
@@ -246,14 +247,14 @@ def test_the_cells_of_windows_are_found_once_for_all_blocks_and_pieces(images):
     assert ranges.count == 0
     torch.testing.assert_close(first, again, rtol=0, atol=0)
     block, tokens = model.layers[0].blocks[0], model.embed(images)
-    cell_attention(block, tokens, SWIN.grid).sum().backward()
+    compute_cell_attention(block, tokens, SWIN.grid).sum().backward()
 
 
 def test_cosines_and_means_of_cells(images):
     model = make(SimmimSwin, SWIN).eval()
     with torch.no_grad():
         tokens = model.embed(images)
-        found = mean_cells(tokens, SWIN.grid)
+        found = average_cells(tokens, SWIN.grid)
         wanted = [
             tokens[0, 4 * i : 4 * i + 4, 4 * j : 4 * j + 4].reshape(16, -1).mean(0) for i in range(4) for j in range(6)
         ]

@@ -14,7 +14,7 @@ from ehm.backends.torch.diagnosis import kernels, operators, recording
 from ehm.backends.torch.diagnosis.operators import (
     classify_operator,
     judge_calls,
-    native_operators,
+    read_native_operators,
 )
 from ehm.backends.torch.diagnosis.parts import PARTS
 from ehm.backends.torch.diagnosis.recording import record_operators
@@ -40,7 +40,7 @@ def backends_of(function):
 
 
 def test_the_list_holds_operators_of_torch(table):
-    names = native_operators()
+    names = read_native_operators()
     assert len(names) == 1078
     known = {name.removeprefix("aten::") for name in torch._C._dispatch_get_all_op_names()}
     assert not names - known
@@ -49,7 +49,7 @@ def test_the_list_holds_operators_of_torch(table):
 
 
 def test_structured_operators_stand_or_fall_with_their_out_overload(table):
-    names, seen = native_operators(), {True: 0, False: 0}
+    names, seen = read_native_operators(), {True: 0, False: 0}
     for name, function in table.items():
         out = function.get("structured_delegate")
         if out is None or name in names or name.partition(".")[0] in kernels.PARTS_OF_WHOLE:
@@ -62,7 +62,7 @@ def test_structured_operators_stand_or_fall_with_their_out_overload(table):
 
 
 def test_composites_are_neutral_and_kernels_of_other_devices_are_not(table):
-    names, seen = native_operators(), {"neutral": 0, "falls back": 0}
+    names, seen = read_native_operators(), {"neutral": 0, "falls back": 0}
     for name, function in table.items():
         plain = not function.get("structured") and "structured_delegate" not in function
         if not plain or name in names or name.startswith("_scaled_dot_product"):
@@ -134,7 +134,7 @@ def test_the_tables_name_operators_of_torch(table):
     bases = {name.partition(".")[0] for name in table}
     named = {*kernels.AI_CORE_TYPES, *kernels.ONLY_ON_AICPU, *kernels.UNDOCUMENTED_TYPES, *kernels.UNDOCUMENTED}
     assert named | {*kernels.PARTS_OF_WHOLE} <= bases
-    native = {name.partition(".")[0] for name in native_operators()}
+    native = {name.partition(".")[0] for name in read_native_operators()}
     assert all(name in native or f"{name}_" in native for name in named)
     assert {whole.partition(".")[0] for whole in kernels.PARTS_OF_WHOLE.values()} <= native
 
@@ -268,4 +268,4 @@ def test_a_part_that_there_is_not_is_one_sentence():
 
 
 def test_places_are_those_of_this_backend():
-    assert recording.call_site().endswith(f"test_operators.py:{recording.sys._getframe().f_lineno}")
+    assert recording.find_call_site().endswith(f"test_operators.py:{recording.sys._getframe().f_lineno}")

@@ -7,13 +7,13 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from ehm.backends.torch.engine.optim import (
+    copy_optimizer_arrays,
     create_lars,
     load_optimizer_arrays,
-    optimizer_arrays,
-    param_groups,
+    make_param_groups,
     set_rates,
 )
-from ehm.backends.torch.models.vit import build_vit, layers_of
+from ehm.backends.torch.models.vit import build_vit, find_layers
 from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError
 
@@ -22,7 +22,7 @@ TINY = VitSpec((16, 16), 8, width=8, depth=3, heads=2)
 
 def rates(model, **options):
     """(learning rate, weight decay) of each parameter at lr 1 and decay 0.05."""
-    optimizer = torch.optim.AdamW(param_groups(model.named_parameters(), **options))
+    optimizer = torch.optim.AdamW(make_param_groups(model.named_parameters(), **options))
     set_rates(optimizer, 1.0, 0.05)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     return {
@@ -34,7 +34,7 @@ def rates(model, **options):
 
 def test_layer_decay_is_the_published_table():
     model = build_vit(TINY, classes=2)
-    found = rates(model, no_decay=model.no_weight_decay(), layer_decay=0.5, layers=layers_of(model))
+    found = rates(model, no_decay=model.no_weight_decay(), layer_decay=0.5, layers=find_layers(model))
     # MAE's lr_decay.py with 3 blocks: embedding 0.5^4, block i 0.5^(3 - i), norm and head 1
     expected = {
         "cls_token": (1 / 16, 0),
@@ -58,7 +58,7 @@ def test_layer_decay_is_the_published_table():
 def test_every_parameter_has_timms_rate(layer_decay):
     model = build_vit(TINY, classes=2)
     skip = model.no_weight_decay()
-    found = rates(model, no_decay=skip, layer_decay=layer_decay, layers=layers_of(model))
+    found = rates(model, no_decay=skip, layer_decay=layer_decay, layers=find_layers(model))
     groups = param_groups_layer_decay(model, 0.05, no_weight_decay_list=skip, layer_decay=layer_decay)
     name_of = {parameter: name for name, parameter in model.named_parameters()}
     theirs = {name_of[p]: (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
@@ -94,7 +94,7 @@ def gradients_of(steps):
 def test_lars_without_weight_decay_is_maes_to_the_last_bit():
     """MAE's util/lars.py, written out. A token is a matrix there too, though it does not decay."""
     model, values = lars_model()
-    optimizer = create_lars(param_groups(model.named_parameters(), no_decay=("token",)), lr=0.5)
+    optimizer = create_lars(make_param_groups(model.named_parameters(), no_decay=("token",)), lr=0.5)
     set_rates(optimizer, lr=2.0, weight_decay=0.0)
     momentum = {name: torch.zeros_like(value) for name, value in values.items()}
     for gradients in gradients_of(20):
@@ -114,7 +114,7 @@ def test_lars_without_weight_decay_is_maes_to_the_last_bit():
 
 def test_lars_with_weight_decay_is_the_papers():
     model, values = lars_model()
-    optimizer = create_lars(param_groups(model.named_parameters(), no_decay=("token",)), lr=0.5)
+    optimizer = create_lars(make_param_groups(model.named_parameters(), no_decay=("token",)), lr=0.5)
     set_rates(optimizer, lr=2.0, weight_decay=0.1)
     values = {name: value.double().numpy() for name, value in values.items()}
     momentum = dict.fromkeys(values, 0)
@@ -146,14 +146,15 @@ def test_a_restored_optimiser_goes_on_bit_for_bit(make):
 
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
-    optimizer = make(param_groups(model.named_parameters()))
+    optimizer = make(make_param_groups(model.named_parameters()))
     set_rates(optimizer, 0.1, 0.05)
     steps(model, optimizer, 2, seed=1)
     other = nn.Linear(3, 2)
     other.load_state_dict(model.state_dict())
-    restored = make(param_groups(other.named_parameters()))
+    restored = make(make_param_groups(other.named_parameters()))
     set_rates(restored, 0.1, 0.05)
-    load_optimizer_arrays(restored, other.named_parameters(), optimizer_arrays(optimizer, model.named_parameters()))
+    arrays = copy_optimizer_arrays(optimizer, model.named_parameters())
+    load_optimizer_arrays(restored, other.named_parameters(), arrays)
     steps(model, optimizer, 3, seed=2)
     steps(other, restored, 3, seed=2)
     assert torch.equal(model.weight, other.weight)
@@ -162,7 +163,7 @@ def test_a_restored_optimiser_goes_on_bit_for_bit(make):
 
 def test_a_state_that_does_not_fit_is_named():
     model = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(param_groups(model.named_parameters()))
+    optimizer = torch.optim.AdamW(make_param_groups(model.named_parameters()))
     with pytest.raises(CheckpointError, match="head/exp_avg belongs to no parameter"):
         load_optimizer_arrays(optimizer, model.named_parameters(), {"head/exp_avg": np.zeros(2)})
     with pytest.raises(CheckpointError, match=r"weight/exp_avg is \(3, 3\), not \(2, 3\)"):

@@ -99,7 +99,7 @@ def test_attention_is_what_the_last_layer_takes_of_the_tokens(own):
     tokens = torch.randn(2, 7, WIDTH)
     latents = own.latents.expand(2, -1, -1)
     before = own.layers[0](tokens, latents)
-    attention = own.attention(tokens)
+    attention = own.compute_attention(tokens)
     assert attention.shape == (2, SIZES.latents, 7)
     assert (attention.sum(-1) < 1).all()
     # a token alone takes the place of all values, so that its weight is what comes out of each head

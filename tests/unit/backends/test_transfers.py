@@ -94,7 +94,7 @@ def make_chip(monkeypatch):
         chip = Chip(has_streams)
         functions = {"from_numpy": lambda array: Values(chip), "empty": lambda *shape, **options: Values(chip)}
         monkeypatch.setattr(transfers, "torch", SimpleNamespace(**functions))
-        monkeypatch.setattr(transfers, "device_module", lambda device: chip)
+        monkeypatch.setattr(transfers, "get_device_module", lambda device: chip)
         transfers._get_copy_stream.cache_clear()
         return chip
 

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from ehm.backends.torch.learners.segmentation import TorchSegmenter, pixel_loss
-from ehm.backends.torch.models.pyramid import load_pyramid, nested_layers
-from ehm.backends.torch.models.upernet import UperNet, adaptive_mean
+from ehm.backends.torch.models.pyramid import find_nested_layers, load_pyramid
+from ehm.backends.torch.models.upernet import UperNet, compute_adaptive_mean
 from ehm.config import ModelSource, SegmentationConfig, UperNetConfig
 from ehm.data.segmentation import place_windows
 from ehm.errors import ConfigError
@@ -36,7 +36,7 @@ def segmenter(**sections):
 def test_parts_of_a_map_are_averaged_as_torch_does(size):
     level = torch.randn(2, 3, *size, requires_grad=True)
     for parts in (1, 2, 3, 6):
-        ours, theirs = adaptive_mean(level, parts), F.adaptive_avg_pool2d(level, parts)
+        ours, theirs = compute_adaptive_mean(level, parts), F.adaptive_avg_pool2d(level, parts)
         torch.testing.assert_close(ours, theirs)
         (gradient,) = torch.autograd.grad(ours.square().sum(), level)
         torch.testing.assert_close(gradient, torch.autograd.grad(theirs.square().sum(), level)[0])
@@ -143,7 +143,7 @@ def test_every_parameter_that_is_trained_has_a_gradient(name, size):
     assert auxiliary.shape == (2, 4, size[0] // 16, size[1] // 16)
     (scores.mean() + auxiliary.mean()).backward()
     assert [n for n, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None] == []
-    layers = nested_layers(model)
+    layers = find_nested_layers(model)
     assert layers["classify.1.weight"] == 1 + max(
         layer for n, layer in layers.items() if "encoder." in n and model.get_parameter(n).requires_grad
     )

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 
 from ehm.backends.torch.export.heads import Heads
 from ehm.backends.torch.export.module import build_trained_vit
-from ehm.backends.torch.learners.classification import probe_head
+from ehm.backends.torch.learners.classification import add_probe_head
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config.encoders import VitSpec
 from ehm.config.inputs import InputSpec
@@ -34,7 +34,7 @@ def make(pool="avg", labels=LABELS, fc_norm=None, probe=False, size=(32, 32)):
     spec = VitSpec(size, 16, 48, 2, 3)
     model = build_vit(spec, len(labels), 0.0, pool, fc_norm)
     if probe:
-        probe_head(model)
+        add_probe_head(model)
     rng = np.random.default_rng(5)
     arrays = {}
     for name, tensor in model.state_dict().items():

@@ -35,7 +35,7 @@ def test_the_versions_are_those_that_the_code_goes_by():
     versions = f"torch=={newest.torch} torch-npu=={newest.torch_npu}"
     assert f"CANN {newest.cann}, then `pip install '.[npu]' {versions}`" in TEXT
     command = f"{build_install_command('npu')} {versions}"
-    assert ascend.install_command() == f"{command}, which go with CANN {newest.cann}"
+    assert ascend.build_npu_install_command() == f"{command}, which go with CANN {newest.cann}"
 
 
 def test_the_variables_are_those_that_the_doctor_shows():
