@@ -17,6 +17,7 @@ import torch
 
 from ehm import backends
 from ehm.backends.torch.engine import hierarchy as on_device
+from ehm.backends.torch.engine import masks as masks_on_device
 from ehm.config import DataConfig, ModelSource
 from ehm.data import EvalTransform, open_source
 from ehm.masking import balance, build_hierarchy, draw_ranks, hierarchical_mask
@@ -52,7 +53,7 @@ def count_differences(similarity: np.ndarray, balanced: bool, device: torch.devi
         ranks = draw_ranks(np.random.default_rng(start), len(part), host.patches)
         differing = [host.parent != tree.parent.cpu().numpy()]
         for depth in DEPTHS:
-            mask = on_device.hierarchical_mask(tree, depth, 0.75, torch.from_numpy(ranks).to(device))
+            mask = masks_on_device.hierarchical_mask(tree, depth, 0.75, torch.from_numpy(ranks).to(device))
             differing.append(hierarchical_mask(host, depth, 0.75, ranks=ranks) != mask.cpu().numpy())
         counts += [nodes.any(axis=1).sum() for nodes in differing]
     return counts.tolist()

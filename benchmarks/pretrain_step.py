@@ -98,7 +98,7 @@ class Clock:
 def make_ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], clock: Clock, device: str) -> Step:
     """Make a function that takes a step of ehm, as the training loop does."""
     from ehm import backends
-    from ehm.masking import make_masker, masker
+    from ehm.masking import hierarchy_masker, make_masker
 
     config = TrainConfig.model_validate(
         {
@@ -115,19 +115,19 @@ def make_ehm_step(row: str, model: str, dtype: str, images: NDArray[np.uint8], c
     mask = clock.measure_calls("mask", make_masker(config.masking, config.masks, config.units, build))
     images = images[: len(images) // config.mask.views]
 
-    learner._pixels = clock.measure_calls("data", learner._pixels)
+    learner._pixels.normalise = clock.measure_calls("data", learner._pixels.normalise)
     learner.model.embed = clock.measure_calls("forward/backward", learner.model.embed)  # once for both
-    masker.balance = clock.measure_calls("hierarchy", masker.balance)
-    masker.build_hierarchy = clock.measure_calls("hierarchy", clock.measure_calls("tree", masker.build_hierarchy))
+    hierarchy_masker.balance = clock.measure_calls("hierarchy", hierarchy_masker.balance)
+    build_tree = clock.measure_calls("tree", hierarchy_masker.build_hierarchy)
+    hierarchy_masker.build_hierarchy = clock.measure_calls("hierarchy", build_tree)
     optimizer = learner._training.optimizer
     optimizer.step = clock.measure_calls("optimiser", optimizer.step)
 
     def step() -> float:
         batch = learner.prepare_batch(images)
         batch.compute_similarity = clock.measure_calls("similarity", batch.compute_similarity)
-        batch.compute_evolved_masks = clock.measure_calls(
-            "similarity", batch.compute_evolved_masks
-        )  # on the device: hierarchies and masks too
+        # on the device: hierarchies and masks too
+        batch.compute_evolved_masks = clock.measure_calls("similarity", batch.compute_evolved_masks)
         masks, _ = mask(batch, PROGRESS, (0,))
         with clock.measure_part("forward/backward"):
             return learner.train_step(batch, masks, 1e-4, 0.05)["loss"]

@@ -23,6 +23,7 @@ torch = pytest.importorskip("torch", reason="trees are built on torch's devices 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from ehm.backends.torch.engine import hierarchy as on_device  # noqa: E402
+from ehm.backends.torch.engine import masks as masks_on_device  # noqa: E402
 
 DEVICES = ["cpu"]
 if torch.accelerator.is_available():
@@ -185,13 +186,13 @@ def test_masks_and_figures_of_large_trees_are_the_hosts(depth, device):
 
 def check_masks_and_figures(tree, depth, ratio, ranks):
     host = to_host(tree)
-    mask = on_device.hierarchical_mask(tree, depth, ratio, torch.from_numpy(ranks).to(tree.parent.device))
+    mask = masks_on_device.hierarchical_mask(tree, depth, ratio, torch.from_numpy(ranks).to(tree.parent.device))
     assert mask.dtype == torch.bool
     assert mask.device == tree.parent.device
     np.testing.assert_array_equal(mask.cpu(), masking.hierarchical_mask(host, depth, ratio, ranks=ranks))
     level = masking.masking_level(depth, host.height)
     parts = host.parts(level)
-    figures = on_device.describe_parts(tree, depth)
+    figures = masks_on_device.describe_parts(tree, depth)
     assert all(figure.shape == () and figure.device == mask.device for figure in figures.values())
     assert {name: float(figure) for name, figure in figures.items()} == pytest.approx(
         {
@@ -211,7 +212,7 @@ def test_from_similarity_to_mask_both_ways_agree(kind, device):
     ranks = draw_ranks(np.random.default_rng(1), 4, 108)
     tree = on_device.build_hierarchy(on_device.balance(torch.from_numpy(batch).to(device)))
     for depth in (0, 0.3, 0.7):
-        ours = on_device.hierarchical_mask(tree, depth, 0.6, torch.from_numpy(ranks).to(device))
+        ours = masks_on_device.hierarchical_mask(tree, depth, 0.6, torch.from_numpy(ranks).to(device))
         theirs = masking.hierarchical_mask(masking.build_hierarchy(masking.balance(batch)), depth, 0.6, ranks=ranks)
         np.testing.assert_array_equal(ours.cpu(), theirs)
 
@@ -234,7 +235,7 @@ def test_balanced_similarities_are_the_hosts(device):
 def test_a_mask_is_split_in_order(count, device):
     rng = np.random.default_rng(count)
     mask = np.stack([rng.permutation(24) < count for _ in range(5)])
-    visible, masked, restore = on_device.split_mask(torch.from_numpy(mask).to(device), count)
+    visible, masked, restore = masks_on_device.split_mask(torch.from_numpy(mask).to(device), count)
     for row in range(5):
         assert visible[row].tolist() == np.flatnonzero(~mask[row]).tolist()
         assert masked[row].tolist() == np.flatnonzero(mask[row]).tolist()
@@ -264,9 +265,9 @@ def test_the_device_is_read_once_in_a_few_rounds():
     ranks = torch.from_numpy(draw_ranks(np.random.default_rng(0), 3, 60))
     with Calls() as calls:
         tree = on_device.build_hierarchy(on_device.balance(batch))
-        mask = on_device.hierarchical_mask(tree, 0.5, 0.75, ranks)
-        on_device.describe_parts(tree, 0.5)
-        on_device.split_mask(mask, 45)
+        mask = masks_on_device.hierarchical_mask(tree, 0.5, 0.75, ranks)
+        masks_on_device.describe_parts(tree, 0.5)
+        masks_on_device.split_mask(mask, 45)
     assert 0 < calls.names.count("_local_scalar_dense") <= 59 / 4
     assert not {"nonzero", "masked_select", "index", "unique", "scatter", "item"} & set(calls.names)
     assert calls.dtypes <= {torch.float32, torch.int32, torch.int64, torch.bool}
@@ -293,11 +294,11 @@ def test_other_shapes_are_refused(function, shape):
 def test_bad_arguments_are_named():
     tree, ranks = built(batch_of(random, 9)), torch.zeros(3, 17, dtype=torch.int32)
     with pytest.raises(ValueError, match=r"ranks must have shape \(3, 17\), not \(3, 9\)"):
-        on_device.hierarchical_mask(tree, 0.5, 0.5, ranks[:, :9])
+        masks_on_device.hierarchical_mask(tree, 0.5, 0.5, ranks[:, :9])
     with pytest.raises(ValueError, match="ratio must be in"):
-        on_device.hierarchical_mask(tree, 0.5, 1, ranks)
+        masks_on_device.hierarchical_mask(tree, 0.5, 1, ranks)
     with pytest.raises(ValueError, match="progress must be in"):
-        on_device.hierarchical_mask(tree, 1.5, 0.5, ranks)
+        masks_on_device.hierarchical_mask(tree, 1.5, 0.5, ranks)
     with pytest.raises(ValueError, match="iterations must be at least 1"):
         on_device.balance(torch.ones(1, 3, 3), iterations=0)
 
@@ -305,7 +306,7 @@ def test_bad_arguments_are_named():
 ON_THE_NPU = """
 import sys
 import numpy as np, torch, torch_npu
-from ehm.backends.torch.engine import hierarchy
+from ehm.backends.torch.engine import hierarchy, masks
 from ehm.masking.masks import draw_ranks
 
 rng = np.random.default_rng(0)
@@ -316,8 +317,8 @@ ranks = draw_ranks(rng, 3, 48)
 
 def chain(device):
     tree = hierarchy.build_hierarchy(hierarchy.balance(torch.from_numpy(similarity).to(device)))
-    mask = hierarchy.hierarchical_mask(tree, 0.4, 0.75, torch.from_numpy(ranks).to(device))
-    found = [*vars(tree).values(), mask, *hierarchy.describe_parts(tree, 0.4).values(), *hierarchy.split_mask(mask, 36)]
+    mask = masks.hierarchical_mask(tree, 0.4, 0.75, torch.from_numpy(ranks).to(device))
+    found = [*vars(tree).values(), mask, *masks.describe_parts(tree, 0.4).values(), *masks.split_mask(mask, 36)]
     assert {tensor.device.type for tensor in found} == {device}
     return [tensor.cpu().numpy() for tensor in found]
 

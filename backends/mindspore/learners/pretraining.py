@@ -1,11 +1,11 @@
-"""A masked image model in pretraining on one MindSpore target: the similarity pass, the training step, its state.
+"""A masked image model in pretraining on one MindSpore target: the training step, its state, and looks at the model.
 
 Shapes: B images of H x W pixels, N output tokens of the encoder, U mask units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, SupportsFloat
 
 import numpy as np
@@ -13,7 +13,7 @@ from mindspore import Tensor
 from numpy.typing import NDArray
 
 from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
-from ehm.backends.common import is_decayed, make_step_seed, split_batch
+from ehm.backends.common import is_decayed, make_step_seed
 from ehm.backends.mindspore.engine.averaging import MovingAverage
 from ehm.backends.mindspore.engine.devices import Target, choose_dtype
 from ehm.backends.mindspore.engine.distributed import build_mean
@@ -22,6 +22,7 @@ from ehm.backends.mindspore.engine.graphs import BatchGraph, compile_graph
 from ehm.backends.mindspore.engine.optim import AdamW
 from ehm.backends.mindspore.engine.step import Training, draw_drop_path, refuse_unknown
 from ehm.backends.mindspore.engine.tensors import Pixels
+from ehm.backends.mindspore.learners.mask_source import MaskSource, MindsporeBatch
 from ehm.backends.mindspore.models.adapters import (
     load_merged,
     load_updates,
@@ -29,7 +30,7 @@ from ehm.backends.mindspore.models.adapters import (
     seed_dropout,
     take_updates,
 )
-from ehm.backends.mindspore.models.blocks import Block, cosine_similarity
+from ehm.backends.mindspore.models.blocks import recompute_activations
 from ehm.backends.mindspore.models.loading import load_initial_weights
 from ehm.backends.mindspore.models.tuning import find_layer, restrict_learning
 from ehm.backends.mindspore.objectives import MindsporeObjective, create_objective
@@ -41,25 +42,6 @@ from ehm.masking import BatchMasks, draw_channel_factors, split_mask, spread_mas
 from ehm.models.weights import Weights
 
 __all__ = ["MindsporeLearner"]
-
-_PIECE = 64
-"""Images whose similarity is computed and sent to the host together."""
-
-
-class MindsporeBatch:
-    """Implements :class:`ehm.backends.base.PreparedBatch`."""
-
-    def __init__(self, learner: MindsporeLearner, images: NDArray[np.uint8]) -> None:
-        self.images = images
-        self._learner = learner
-
-    def compute_similarity(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`. All of it is on its way when this returns."""
-        return self._learner.compute_similarity(self.images)
-
-    def compute_saliency(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`. All of it is on its way when this returns."""
-        return self._learner.compute_saliency(self.images)
 
 
 class MindsporeLearner(ResumableLearner):
@@ -94,24 +76,22 @@ class MindsporeLearner(ResumableLearner):
             self._moving_average = MovingAverage(self._average, self.model)
         self._objective.teacher = self._objective.build_teacher(self.model, self._average, self._dtype)
         if config.run.grad_checkpointing:
-            for _, cell in self.model.cells_and_names():
-                if isinstance(cell, Block):
-                    cell.recompute()
+            recompute_activations(self.model)
         model = self.model
         compute_hidden_channels_loss = self._objective.compute_hidden_channels_loss
         pixels = Pixels(config.data.mean, config.data.std, config.data.pixels.white)
         self._pixels = pixels
 
-        def loss(images: Tensor, *rest: Tensor) -> Tensor:
+        def compute_loss(images: Tensor, *rest: Tensor) -> Tensor:
             return model(pixels(images), *rest)
 
-        def hidden_channels_loss(images: Tensor, shown: Tensor, *rest: Tensor) -> Tensor:
+        def compute_loss_of_shown(images: Tensor, shown: Tensor, *rest: Tensor) -> Tensor:
             whole = pixels(images)
             # 0 is the mean of a channel
             seen = whole * shown.reshape((*shown.shape, 1, 1))
             return compute_hidden_channels_loss(model, whole, seen, *rest)
 
-        self._loss = hidden_channels_loss if config.mask.channels else loss
+        self._loss = compute_loss_of_shown if config.mask.channels else compute_loss
         self._targets = None
         if self._objective.has_targets:
             self._targets = _build_targets(self._objective, pixels)
@@ -119,37 +99,14 @@ class MindsporeLearner(ResumableLearner):
             self._average_figures = compile_graph(build_mean(processes))
         self._training = Training(self._loss, self._create_optimizer(), config.optim, self._dtype, processes)
         source = {"online": model, "ema": self._average, "teacher": self._objective.teacher}[config.mask.source]
-        blocks = config.mask.blocks
-        pool = _build_pooling(config.spec.grid, config.units)
-
-        def from_attention(images: Tensor) -> Tensor:
-            similarity = source.compute_similarity(source.embed(pixels(images)), blocks)
-            return pool(pool(similarity).swapaxes(1, 2))
-
-        def from_features(images: Tensor) -> Tensor:
-            features = source.compute_features(source.embed(pixels(images)), blocks)
-            return cosine_similarity(pool(features.swapaxes(1, 2)).swapaxes(1, 2))
-
-        def saliency(images: Tensor) -> Tensor:
-            return pool(source.compute_saliency(source.embed(pixels(images))))
-
-        self._similarity = compile_graph(from_attention if config.mask.similarity == "attention" else from_features)
-        self._saliency = compile_graph(saliency)
+        self._mask_source = MaskSource(config, source, pixels)
         self._features = _build_pooled_features(model, pixels)
         if self._average is not None:
             self._average_features = _build_pooled_features(self._average, pixels)
 
     def prepare_batch(self, images: NDArray[np.uint8]) -> MindsporeBatch:
         """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
-        return MindsporeBatch(self, images)
-
-    def compute_similarity(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """Compute the similarities (b, U, U) of the mask units of ``images``, in pieces."""
-        return self._apply_to_pieces(images, self._similarity)
-
-    def compute_saliency(self, images: NDArray[np.uint8]) -> Iterable[NDArray[np.float32]]:
-        """Compute the saliencies (b, U) of the mask units of ``images``, in pieces."""
-        return self._apply_to_pieces(images, self._saliency)
+        return MindsporeBatch(self._mask_source, images)
 
     def train_step(
         self,
@@ -274,32 +231,6 @@ class MindsporeLearner(ResumableLearner):
                 scales.append(config.layer_decay ** (last - find_layer(name, config.spec)))
                 decaying.append(is_decayed(name, value.ndim, undecayed))
         return AdamW(trained, scales, decaying, config.optim.betas)
-
-    def _apply_to_pieces(
-        self, images: NDArray[np.uint8], function: Callable[[Tensor], Tensor]
-    ) -> Iterable[NDArray[np.float32]]:
-        """Apply ``function`` to ``images`` in evaluation mode, piece by piece."""
-        self.model.set_train(False)
-        pieces = []
-        for rows in split_batch(len(images), self._config.optim.accumulate):
-            for start in range(rows.start, rows.stop, _PIECE):
-                stop = min(start + _PIECE, rows.stop)
-                pieces.append(function(Tensor(images[start:stop])))
-        return (piece.asnumpy() for piece in pieces)
-
-
-def _build_pooling(grid: tuple[int, int], units: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    """Return a function that averages over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
-    height, width = grid
-    down, across = units
-
-    def pool(values: Tensor) -> Tensor:
-        if units == grid:
-            return values
-        cells = values.reshape((*values.shape[:-1], down, height // down, across, width // across))
-        return cells.mean(axis=(-3, -1)).reshape((*values.shape[:-1], down * across))
-
-    return pool
 
 
 def _build_targets(objective: MindsporeObjective, pixels: Pixels) -> Any:

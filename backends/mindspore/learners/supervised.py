@@ -22,7 +22,7 @@ from ehm.backends.mindspore.models.adapters import (
     seed_dropout,
     take_updates,
 )
-from ehm.backends.mindspore.models.blocks import Block
+from ehm.backends.mindspore.models.blocks import recompute_activations
 from ehm.backends.mindspore.models.tuning import find_layer, restrict_learning
 from ehm.backends.resumable import ResumableTask
 from ehm.config import TaskConfig
@@ -77,9 +77,7 @@ class SupervisedLearner(ResumableTask):
             self._average = copy_model(model)
             self._moving_average = MovingAverage(self._average, model)
         if config.run.grad_checkpointing:
-            for _, cell in model.cells_and_names():
-                if isinstance(cell, Block):
-                    cell.recompute()
+            recompute_activations(model)
         self._pixels = Pixels(self.inputs.mean, self.inputs.std, self.inputs.pixels.white)
 
     def update_average(self, decay: float) -> None:

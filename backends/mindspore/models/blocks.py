@@ -28,6 +28,7 @@ __all__ = [
     "compute_class_attention",
     "compute_patch_similarity",
     "cosine_similarity",
+    "recompute_activations",
     "run_blocks",
     "symmetrise",
 ]
@@ -198,6 +199,13 @@ class Block(nn.Cell):
         if keep_mlp is not None:
             refined = refined * keep_mlp
         return x + refined
+
+
+def recompute_activations(model: nn.Cell) -> None:
+    """Keep no activations inside the blocks of ``model``: the backward pass computes them again (Chen et al., 2016)."""
+    for _, cell in model.cells_and_names():
+        if isinstance(cell, Block):
+            cell.recompute()
 
 
 def run_blocks(

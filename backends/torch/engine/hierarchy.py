@@ -1,4 +1,4 @@
-"""From similarity to mask on a torch device, equal to :mod:`ehm.masking` on the host.
+"""From similarity to hierarchy on a torch device, equal to :mod:`ehm.masking.hierarchy` on the host.
 
 All pairs of clusters that are each other's nearest are merged at once, in rounds. Average linkage is reducible: no
 merge brings anything nearer to a cluster than its nearest neighbour was. Therefore the trees are those of the greedy
@@ -19,24 +19,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ehm.backends.torch.engine.transfers import upload_array
-from ehm.masking.schedule import masking_level
 from ehm.masking.similarity import NotFiniteAttentionError
-from ehm.masking.static import count_masked
 
-__all__ = [
-    "DeviceHierarchy",
-    "balance",
-    "build_hierarchy",
-    "describe_parts",
-    "hierarchical_mask",
-    "split_mask",
-    "spread_mask",
-]
+__all__ = ["DeviceHierarchy", "balance", "build_hierarchy"]
 
 ROUNDS = 8
 """Rounds of merging between two reads of the number of clusters."""
@@ -61,7 +49,7 @@ class DeviceHierarchy:
 
     ``parent`` (B, M) int64, -1 at the root; ``level`` and ``size`` (B, M) int32; ``similarity`` (B, M) float32, NaN at
     leaves. Also ``sibling`` (B, M) int64, the other child of the same parent (the root is its own), and ``identity``
-    (B, M) int64, by which :func:`hierarchical_mask` takes ``ranks``.
+    (B, M) int64, by which :func:`ehm.backends.torch.engine.masks.hierarchical_mask` takes ``ranks``.
     """
 
     parent: Tensor
@@ -221,74 +209,6 @@ def _number_nodes(facts: Tensor) -> DeviceHierarchy:
     ]
     parent, sibling, level, size, similarity = _take_columns(torch.stack(rows, dim=1), identity).unbind(dim=1)
     return DeviceHierarchy(parent.long(), level.int(), size.int(), similarity, sibling.long(), identity)
-
-
-@torch.no_grad()
-def hierarchical_mask(tree: DeviceHierarchy, depth: float, ratio: float, ranks: Tensor) -> Tensor:
-    """Hide parts at ``depth`` in [0, 1] until round(ratio * N) patches are hidden: (B, N) bool, True = masked.
-
-    Masks are those of :func:`ehm.masking.hierarchical_mask` for the same trees and ``ranks`` (B, M) int32, which are on
-    the device of the trees and come from :func:`ehm.masking.masks.draw_ranks`. Raises ValueError as that does.
-    """
-    n = tree.patches
-    count = count_masked(ratio, n)
-    if ranks.shape != tree.parent.shape:
-        raise ValueError(f"ranks must have shape {tuple(tree.parent.shape)}, not {tuple(ranks.shape)}")
-    _, part, inside = _find_parts(tree, depth)
-    rank = ranks.gather(1, tree.identity)
-    size = tree.size.float()
-
-    order = rank.float().argsort(dim=1)
-    taken = size.masked_fill(~part, 0).gather(1, order)
-    start = (taken.cumsum(dim=1) - taken).gather(1, rank.long())  # leaves of the parts taken before
-
-    # leaves of a part walked before a node: of first siblings, its own and those above it, by pointer jumping
-    second = inside & (rank.gather(1, tree.sibling) < rank)
-    before = size.gather(1, tree.sibling).masked_fill(~second, 0)
-    top = torch.where(inside, tree.parent, torch.arange(ranks.shape[1], device=ranks.device))
-    for _ in range(math.ceil(math.log2(n))):
-        before = before + before.gather(1, top)
-        top = top.gather(1, top)
-    return before[:, :n] + start.gather(1, top[:, :n]) < count
-
-
-@torch.no_grad()
-def describe_parts(tree: DeviceHierarchy, depth: float) -> dict[str, Tensor]:
-    """Compute the figures on trees and parts at ``depth`` in [0, 1] that :class:`ehm.masking.Masker` logs."""
-    limit, part, _ = _find_parts(tree, depth)
-    return {
-        "mask_level": limit.float().mean(),
-        "tree_height": tree.height.float().mean(),
-        "parts": part.sum(dim=1, dtype=torch.float32).mean(),
-        "largest_part": tree.size.float().masked_fill(~part, 0).amax(dim=1).mean() / tree.patches,
-    }
-
-
-def split_mask(mask: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the indices of the visible and the ``count`` masked patches, and each patch's place among both.
-
-    ``mask`` is (B, N) bool, with ``count`` True in every row.
-    """
-    n = mask.shape[1]
-    key = mask.float() * n + torch.arange(n, dtype=torch.float32, device=mask.device)
-    order = key.argsort(dim=1)
-    return order[:, : n - count], order[:, n - count :], order.float().argsort(dim=1)
-
-
-def spread_mask(mask: Tensor, units: tuple[int, int], factor: int) -> Tensor:
-    """Spread a mask of units over their tokens, ``factor`` x ``factor`` to a unit: (B, h * w) -> (B, N)."""
-    down, across = units
-    return mask.view(-1, down, 1, across, 1).expand(-1, -1, factor, -1, factor).flatten(1)
-
-
-def _find_parts(tree: DeviceHierarchy, depth: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the masking level of each image (B, 1) int32, which nodes are parts at it, and which lie inside one."""
-    # looked up by height, so that host and device round the same numbers
-    levels = masking_level(depth, np.arange(1, tree.patches + 1, dtype=np.int32))
-    table = upload_array(levels, tree.parent.device)
-    limit = table.index_select(0, tree.height - 1)[:, None]
-    inside = (tree.parent >= 0) & (tree.level.gather(1, tree.parent.clamp(min=0)) <= limit)
-    return limit, (tree.level <= limit) & ~inside, inside
 
 
 def _take_columns(facts: Tensor, index: Tensor) -> Tensor:

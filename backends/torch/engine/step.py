@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from shutil import which
 from typing import Any, SupportsFloat
@@ -35,7 +36,7 @@ from ehm.config import OptimConfig, RunConfig
 from ehm.errors import BackendError
 from ehm.storage.arrays import Arrays
 
-__all__ = ["Training", "compile_methods", "recompute_activations", "set_deterministic"]
+__all__ = ["Training", "compile_methods", "recompute_activations", "set_deterministic", "without_dropping"]
 
 _BLOCKS = (Block, BeitBlock, EvaBlock, SwinTransformerBlock)
 
@@ -193,6 +194,17 @@ def recompute_activations(model: nn.Module, random: bool = False) -> None:
         if isinstance(module, _BLOCKS):
             block: Any = module
             block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=random)
+
+
+@contextmanager
+def without_dropping(model: Any) -> Iterator[None]:
+    """Put ``model`` in evaluation mode for a while; nothing but drop path and dropout differs in it."""
+    training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def set_deterministic(wanted: bool) -> None:

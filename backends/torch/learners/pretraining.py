@@ -1,14 +1,13 @@
-"""A masked image model in pretraining on one torch device: the similarity pass, the training step, its state.
+"""A masked image model in pretraining on one torch device: the training step, its state, and looks at the model.
 
 Shapes: B images of H x W pixels, N output tokens of the encoder, U mask units.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from functools import partial
-from typing import Any, Literal, SupportsFloat, TypeVar
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal, SupportsFloat
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from ehm.backends.base import ALONE, Processes, Reconstruction, StepExamination
 from ehm.backends.common import make_step_seed, split_batch
 from ehm.backends.resumable import ResumableLearner
 from ehm.backends.torch.diagnosis.examination import examine_step
-from ehm.backends.torch.engine import hierarchy
+from ehm.backends.torch.engine import masks
 from ehm.backends.torch.engine.devices import choose_dtype
 from ehm.backends.torch.engine.distributed import (
     gather_parameters,
@@ -31,11 +30,11 @@ from ehm.backends.torch.engine.distributed import (
 from ehm.backends.torch.engine.optim import make_param_groups
 from ehm.backends.torch.engine.placement import place_model
 from ehm.backends.torch.engine.seeds import seed_random_numbers, seed_weights
-from ehm.backends.torch.engine.step import Training, compile_methods, recompute_activations
+from ehm.backends.torch.engine.step import Training, compile_methods, recompute_activations, without_dropping
 from ehm.backends.torch.engine.tensors import Pixels
-from ehm.backends.torch.engine.transfers import start_download, start_upload, upload_array
+from ehm.backends.torch.engine.transfers import start_upload, upload_array
+from ehm.backends.torch.learners.mask_source import MaskSource, TorchBatch
 from ehm.backends.torch.models.adapters import load_merged, load_updates, merge_arrays, take_updates
-from ehm.backends.torch.models.attention import cosine_similarity
 from ehm.backends.torch.models.loading import load_initial_weights
 from ehm.backends.torch.models.tuning import restrict_learning
 from ehm.backends.torch.models.vit import find_layers
@@ -49,14 +48,10 @@ from ehm.models.weights import Weights
 
 __all__ = ["TorchLearner", "count_parts"]
 
-_PIECE = 64
-"""Images whose similarity is computed and sent to the host together."""
 _SMALLEST_PART = 128
 """Images that keep an accelerator busy: a batch is not split into smaller parts than the configuration says."""
 _PASSES_FOR_MASKS = ("compute_similarity", "compute_features", "compute_saliency")
 """Methods of a model that masks are made of; a run calls one of them at most."""
-
-T = TypeVar("T")
 
 
 def count_parts(config: TrainConfig, device: torch.device, processes: Processes = ALONE) -> int:
@@ -71,40 +66,6 @@ def count_parts(config: TrainConfig, device: torch.device, processes: Processes 
     if device.type != "cpu" and makes_masks_of_images and images >= 2 * _SMALLEST_PART:
         return max(2, parts)
     return parts
-
-
-class TorchBatch:
-    """Implements :class:`ehm.backends.base.PreparedBatch` and :class:`ehm.backends.base.MasksOnDevice`.
-
-    The images travel to the device as soon as a batch is prepared. What the similarity or the saliency pass embeds is
-    kept in ``embedded`` for the training step: the patch embedding runs once, with gradient (section V-E).
-    """
-
-    def __init__(
-        self, learner: TorchLearner, images: NDArray[np.uint8], uploads: Iterable[Callable[[], Tensor]]
-    ) -> None:
-        self.images = images
-        self.uploads = list(uploads)
-        """For each chunk of the accumulation a function that returns its images on the device."""
-        self.embedded: list[tuple[Tensor, Tensor | None]] = []
-        """For each chunk of the accumulation its pixels, and its tokens if the training step can use them."""
-        self._learner = learner
-
-    def compute_similarity(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.compute_similarity`. All of it is on its way when this returns."""
-        waits = self._learner.compute_similarity(self, start_download)
-        return (wait() for wait in waits)
-
-    def compute_saliency(self) -> Iterable[NDArray[np.float32]]:
-        """See :meth:`ehm.backends.base.PreparedBatch.compute_saliency`. All of it is on its way when this returns."""
-        waits = self._learner.compute_saliency(self, start_download)
-        return (wait() for wait in waits)
-
-    def compute_evolved_masks(
-        self, depth: float, ranks: NDArray[np.int32]
-    ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
-        """See :meth:`ehm.backends.base.MasksOnDevice.compute_evolved_masks`."""
-        return self._learner.compute_evolved_masks(self, depth, ranks)
 
 
 class TorchLearner(ResumableLearner):
@@ -142,65 +103,12 @@ class TorchLearner(ResumableLearner):
         self._training = Training(
             self.model, self._create_optimizer, config.optim, config.run, device, processes, parts=self._parts
         )
-        if config.run.compile and not is_sharded(config.run.parallel, processes):
-            compile_methods(self._choose_mask_source(), _PASSES_FOR_MASKS, device)
-        # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them
-        shares_embedding = config.mask.source == "online" and not is_sharded(config.run.parallel, processes)
-        # masks go by whole images, and the encoder sees some channels of them
-        self._shares_embedding = shares_embedding and not config.mask.channels
+        self._mask_source = self._build_mask_source()
 
     def prepare_batch(self, images: NDArray[np.uint8]) -> TorchBatch:
         """See :meth:`ehm.backends.base.Learner.prepare_batch`."""
         parts = split_batch(len(images), self._parts)
-        return TorchBatch(self, images, [start_upload(images[rows], self._device) for rows in parts])
-
-    def compute_similarity(self, batch: TorchBatch, send: Callable[[Tensor], T]) -> list[T]:
-        """Compute the similarities (b, U, U) of the mask units of ``batch`` piece by piece, and ``send`` each piece.
-
-        The tokens stay in ``batch.embedded``.
-        """
-        blocks = self._config.mask.blocks
-        pool = partial(_mean_over_units, grid=self._config.spec.grid, units=self._config.units)
-
-        def from_attention(model: Any, tokens: Tensor) -> Tensor:
-            similarity: Tensor = model.compute_similarity(tokens, blocks)
-            return pool(pool(similarity).transpose(1, 2))
-
-        def from_features(model: Any, tokens: Tensor) -> Tensor:
-            features: Tensor = model.compute_features(tokens, blocks)
-            return cosine_similarity(pool(features.transpose(1, 2)).transpose(1, 2))
-
-        function = from_attention if self._config.mask.similarity == "attention" else from_features
-        return self._apply_to_tokens(batch, function, slice(blocks), send)
-
-    def compute_saliency(self, batch: TorchBatch, send: Callable[[Tensor], T]) -> list[T]:
-        """Compute the saliencies (b, U) of the mask units of ``batch`` piece by piece, and ``send`` each piece.
-
-        The tokens stay in ``batch.embedded``.
-        """
-        pool = partial(_mean_over_units, grid=self._config.spec.grid, units=self._config.units)
-
-        def compute(model: Any, tokens: Tensor) -> Tensor:
-            return pool(model.compute_saliency(tokens))
-
-        return self._apply_to_tokens(batch, compute, slice(-1, None), send)
-
-    @torch.no_grad()
-    def compute_evolved_masks(
-        self, batch: TorchBatch, depth: float, ranks: NDArray[np.int32]
-    ) -> tuple[Tensor, Mapping[str, SupportsFloat]]:
-        """Build hierarchies and masks of ``batch`` on the device; see :class:`ehm.backends.base.MasksOnDevice`."""
-        similarity = torch.cat(self.compute_similarity(batch, _keep_on_device))
-        if self._config.mask.balance == "sinkhorn":
-            similarity = hierarchy.balance(similarity)
-        tree = hierarchy.build_hierarchy(similarity)
-        ratio = self._config.masks.ratio
-        views = upload_array(ranks, self._device).unbind(1)
-        masks = []
-        for view in views:
-            masks.append(hierarchy.hierarchical_mask(tree, depth, ratio, view))
-        # the masks of one image lie one after the other
-        return torch.stack(masks, dim=1).flatten(0, 1), hierarchy.describe_parts(tree, depth)
+        return TorchBatch(self._mask_source, images, [start_upload(images[rows], self._device) for rows in parts])
 
     def train_step(
         self,
@@ -211,40 +119,12 @@ class TorchLearner(ResumableLearner):
         ema_decay: float | None = None,
     ) -> Mapping[str, SupportsFloat]:
         """See :meth:`ehm.backends.base.Learner.train_step`."""
-        images = batch.images
-        views = len(mask) // len(images)
-        uploads = iter(batch.uploads)
-        config = self._config
-        seed = (config.run.seed, self._steps, self._processes.rank)
-        factors = draw_channel_factors(len(images), config.spec.channels, config.mask.channels, seed)
-        shown = None if factors is None else upload_array(factors, self._device)
         figures: dict[str, Tensor] = {}
-
-        def compute_loss(rows: slice) -> Tensor:
-            # masks that are made only now are made first: their pass over the images embeds them
-            visible, masked, restore = self._split_mask(mask[rows.start * views : rows.stop * views])
-            take_images = next(uploads)
-            if batch.embedded:
-                # taken from the batch, since the step changes the weights that the tokens come from
-                pixels, tokens = batch.embedded.pop(0)
-            else:
-                pixels, tokens = self._pixels.normalise(take_images()), None
-            # outside of autocast: the objective decides in which type it computes its targets
-            targets = self._objective.compute_targets(pixels)
-            for name, value in self._objective.describe_targets(targets).items():
-                part = value * ((rows.stop - rows.start) / len(images))
-                figures[name] = figures[name] + part if name in figures else part
-            with self._training.autocast():
-                if shown is not None:
-                    # 0 is the mean of a channel
-                    tokens = self.model.embed(pixels * shown[rows, :, None, None])
-                loss: Tensor = self._training.module(pixels, visible, masked, restore, tokens, **targets)
-            return loss
-
+        compute_loss = self._build_loss(batch, mask, figures)
         numbers = make_step_seed(self._config.run.seed, self._steps, self._processes.rank)
         # only drop path and dropout draw random numbers; without them, the generator's state need not be put back
         with seed_random_numbers(self._device, numbers) if self._has_dropout else nullcontext():
-            metrics = self._training.step(len(images), compute_loss, lr, weight_decay)
+            metrics = self._training.step(len(batch.images), compute_loss, lr, weight_decay)
         self._steps += 1
         if self._average is not None:
             self._update_average(ema_decay)
@@ -256,7 +136,7 @@ class TorchLearner(ResumableLearner):
         """See :meth:`ehm.backends.base.Learner.reconstruct_images`."""
         visible, _, restore = self._split_mask(mask)
         pixels = self._pixels(images)
-        with _without_dropping(self.model), self._training.autocast():
+        with without_dropping(self.model), self._training.autocast():
             reconstruction = self._objective.reconstruct(self.model, pixels, visible, restore)
         # without a backward pass, FSDP would keep some parameters whole
         shard_again(self.model)
@@ -267,7 +147,7 @@ class TorchLearner(ResumableLearner):
     def compute_features(self, images: NDArray[np.uint8], average: bool = False) -> NDArray[np.float32]:
         """See :meth:`ehm.backends.base.Learner.compute_features`."""
         model = self._average if average else self.model
-        with gather_parameters([model, *model.stack]), self._training.autocast(), _without_dropping(model):
+        with gather_parameters([model, *model.stack]), self._training.autocast(), without_dropping(model):
             pooled = model.pool_features(model.embed(self._pixels(images)))
         features: NDArray[np.float32] = pooled.cpu().numpy()
         return features
@@ -285,6 +165,58 @@ class TorchLearner(ResumableLearner):
         if isinstance(self._objective.teacher, nn.Module):
             models["teacher."] = self._objective.teacher
         return examine_step(self, lambda: self.train_step(batch, mask, lr, weight_decay, ema_decay), models)
+
+    def _build_loss(
+        self, batch: TorchBatch, mask: NDArray[np.bool_] | Tensor | BatchMasks, figures: dict[str, Tensor]
+    ) -> Callable[[slice], Tensor]:
+        """Return a function that computes the mean loss of a slice of the batch; slices are taken in order, each once.
+
+        It adds the figures that describe the slice's targets, by its share of the batch, to ``figures``.
+        """
+        images = batch.images
+        views = len(mask) // len(images)
+        uploads = iter(batch.uploads)
+        config = self._config
+        seed = (config.run.seed, self._steps, self._processes.rank)
+        factors = draw_channel_factors(len(images), config.spec.channels, config.mask.channels, seed)
+        shown = None if factors is None else upload_array(factors, self._device)
+
+        def compute_loss(rows: slice) -> Tensor:
+            # masks that are made only now are made first: their pass over the images embeds them
+            visible, masked, restore = self._split_mask(mask[rows.start * views : rows.stop * views])
+            take_images = next(uploads)
+            if batch.embedded:
+                # taken from the batch, since the step changes the weights that the tokens come from
+                pixels, tokens = batch.embedded.pop(0)
+            else:
+                pixels = self._pixels.normalise(take_images())
+                tokens = None
+            # outside of autocast: the objective decides in which type it computes its targets
+            targets = self._objective.compute_targets(pixels)
+            for name, value in self._objective.describe_targets(targets).items():
+                part = value * ((rows.stop - rows.start) / len(images))
+                figures[name] = figures[name] + part if name in figures else part
+            with self._training.autocast():
+                if shown is not None:
+                    # 0 is the mean of a channel
+                    tokens = self.model.embed(pixels * shown[rows, :, None, None])
+                loss: Tensor = self._training.module(pixels, visible, masked, restore, tokens, **targets)
+            return loss
+
+        return compute_loss
+
+    def _build_mask_source(self) -> MaskSource:
+        """Return the passes over images that masks go by, on the model that ``mask.source`` names."""
+        config = self._config
+        models = {"online": self.model, "ema": self._average, "teacher": self._objective.teacher}
+        model = models[config.mask.source]
+        sharded = is_sharded(config.run.parallel, self._processes)
+        if config.run.compile and not sharded:
+            compile_methods(model, _PASSES_FOR_MASKS, self._device)
+        # FSDP reduces gradients in the modules' own passes: there the embedding runs again, inside of them. And masks
+        # go by whole images, of which the encoder sees some channels with mask.channels.
+        shares_embedding = config.mask.source == "online" and not sharded and not config.mask.channels
+        return MaskSource(config, model, self._pixels, self._training.autocast, shares_embedding, self._has_dropout)
 
     def _build_model(self, weights: Weights | None) -> Any:
         """Build the model with the weights that the seed gives, or those that ``model.init`` names."""
@@ -312,42 +244,9 @@ class TorchLearner(ResumableLearner):
         if isinstance(mask, Tensor):
             # counted here, because counting on the device would make the host wait for it
             hidden = count_masked(self._config.masks.ratio, mask.shape[1]) * tokens_per_side**2
-            return hierarchy.split_mask(hierarchy.spread_mask(mask, units, tokens_per_side), hidden)
+            return masks.split_mask(masks.spread_mask(mask, units, tokens_per_side), hidden)
         parts = split_mask(spread_mask(mask, units, tokens_per_side))
         return tuple(upload_array(part, self._device) for part in parts)
-
-    def _apply_to_tokens(
-        self,
-        batch: TorchBatch,
-        function: Callable[[Any, Tensor], Tensor],
-        read: slice,
-        send: Callable[[Tensor], T],
-    ) -> list[T]:
-        """Embed ``batch`` chunk by chunk, apply ``function`` to the model and each piece of tokens, and ``send`` it.
-
-        ``read`` selects the modules whose parameters ``function`` reads outside of their ``forward``: FSDP has to
-        gather them.
-        """
-        model = self._choose_mask_source()
-        evaluating = _without_dropping if self._has_dropout else nullcontext
-        sent = []
-        batch.embedded = []
-        for take_images in batch.uploads:
-            pixels = self._pixels.normalise(take_images())
-            with gather_parameters([model, *model.stack[read]]), self._training.autocast(), evaluating(model):
-                with torch.set_grad_enabled(self._shares_embedding):
-                    tokens = model.embed(pixels)
-                batch.embedded.append((pixels, tokens if self._shares_embedding else None))
-                with torch.no_grad():
-                    for piece in tokens.detach().split(_PIECE):
-                        # sent at once, so that the host builds trees of it while the device computes the next
-                        sent.append(send(function(model, piece)))
-        return sent
-
-    def _choose_mask_source(self) -> Any:
-        """Return the model whose similarity or saliency masks are made of."""
-        sources = {"online": self.model, "ema": self._average, "teacher": self._objective.teacher}
-        return sources[self._config.mask.source]
 
     @torch.no_grad()
     def _update_average(self, decay: float | None) -> None:
@@ -360,26 +259,3 @@ class TorchLearner(ResumableLearner):
             [parameter.detach() for parameter in self.model.parameters()],
             1 - decay,
         )
-
-
-def _keep_on_device(piece: Tensor) -> Tensor:
-    return piece
-
-
-@contextmanager
-def _without_dropping(model: Any) -> Iterator[None]:
-    """Put ``model`` in evaluation mode for a while; nothing but drop path and dropout differs in it."""
-    training = model.training
-    model.train(False)
-    try:
-        yield
-    finally:
-        model.train(training)
-
-
-def _mean_over_units(values: Tensor, grid: tuple[int, int], units: tuple[int, int]) -> Tensor:
-    """Average over the tokens of each mask unit, along the last axis: (..., N) -> (..., U)."""
-    if units == grid:
-        return values
-    cells = values.unflatten(-1, (units[0], grid[0] // units[0], units[1], grid[1] // units[1]))
-    return cells.mean(dim=(-3, -1)).flatten(-2)

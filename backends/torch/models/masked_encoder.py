@@ -14,7 +14,7 @@ import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from ehm.backends.torch.engine.hierarchy import spread_mask
+from ehm.backends.torch.engine.masks import spread_mask
 from ehm.backends.torch.models.patches import embed_patches
 from ehm.backends.torch.models.swin import (
     average_cells,

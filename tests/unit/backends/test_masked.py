@@ -10,7 +10,7 @@ from torch.nn.functional import interpolate, l1_loss, pixel_shuffle
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ehm import masking
-from ehm.backends.torch.engine import hierarchy
+from ehm.backends.torch.engine import masks
 from ehm.backends.torch.models.attention import Places, compute_class_attention, cosine_similarity
 from ehm.backends.torch.models.swin import average_cells, compute_cell_attention, run_first_blocks
 from ehm.backends.torch.objectives.beit import BeitSwin, BeitVit, VisualTokens
@@ -271,4 +271,4 @@ def test_masks_of_units_become_masks_of_tokens():
     mask = np.random.default_rng(0).random((5, 6)) < 0.5
     wanted = np.stack([np.kron(row.reshape(2, 3), np.ones((4, 4), bool)).ravel() for row in mask])
     np.testing.assert_array_equal(spread_mask(mask, (2, 3), 4), wanted)
-    np.testing.assert_array_equal(hierarchy.spread_mask(torch.from_numpy(mask), (2, 3), 4).numpy(), wanted)
+    np.testing.assert_array_equal(masks.spread_mask(torch.from_numpy(mask), (2, 3), 4).numpy(), wanted)
