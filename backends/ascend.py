@@ -1,92 +1,42 @@
-"""The software that torch needs to see an Ascend NPU (driver, CANN, torch-npu), and which versions go together.
+"""The software that torch needs to see an Ascend NPU (driver, CANN, torch-npu): find it, and what is wrong with it.
 
 For MindSpore, this covers only the CANN that goes with it. Everything is read from files and from the metadata of
-packages: nothing is imported, and nothing of the vendor's runs.
+packages: nothing is imported, and nothing of the vendor's runs. :mod:`ehm.backends.ascend_releases` has the releases
+that go together.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from ehm.installation import build_install_command
+from ehm.backends.ascend_releases import (
+    MINDSPORE,
+    NEWEST,
+    PAIRS,
+    build_npu_install_command,
+    find_pair,
+    is_release,
+    parse_release,
+)
+from ehm.errors import take_first_line
 
 __all__ = [
     "COMPILER_PACKAGES",
-    "MINDSPORE",
-    "NEWEST",
-    "PAIRS",
-    "SOURCE",
     "Installation",
-    "Pair",
     "Problem",
-    "build_npu_install_command",
     "explain_absence",
     "find_mindspore_mismatch",
     "find_mismatch",
-    "find_pair",
     "find_problem",
     "find_software",
     "list_missing_packages",
 ]
 
-
-@dataclass(frozen=True)
-class Pair:
-    """A release of torch-npu, and the torch and the CANN that were published to go with it."""
-
-    torch_npu: str
-    torch: str
-    cann: str
-
-    def __str__(self) -> str:
-        return f"torch-npu {self.torch_npu}, torch {self.torch} and CANN {self.cann}"
-
-
-SOURCE = "COMPATIBILITY.en.md of Ascend/pytorch, commit 9e73e708, 2026-08-21"
-PAIRS = (
-    Pair("2.12.0.post2", "2.12.0", "9.1.0"),
-    Pair("2.12.0", "2.12.0", "9.1.0"),
-    Pair("2.11.0", "2.11.0", "9.1.0"),
-    Pair("2.10.0.post4", "2.10.0", "9.1.0"),
-    Pair("2.9.0.post6", "2.9.0", "9.1.0"),
-    Pair("2.9.0.post2", "2.9.0", "9.0.0"),
-    Pair("2.9.0", "2.9.0", "8.5.0"),
-    Pair("2.8.0.post4", "2.8.0", "9.0.0"),
-    Pair("2.8.0.post2", "2.8.0", "8.5.0"),
-    Pair("2.8.0", "2.8.0", "8.3.RC1"),
-    Pair("2.7.1.post8", "2.7.1", "9.1.0"),
-    Pair("2.7.1.post4", "2.7.1", "9.0.0"),
-    Pair("2.7.1.post2", "2.7.1", "8.5.0"),
-    Pair("2.7.1", "2.7.1", "8.3.RC1"),
-    Pair("2.6.0.post5", "2.6.0", "8.5.0"),
-    Pair("2.6.0.post3", "2.6.0", "8.3.RC1"),
-    Pair("2.6.0", "2.6.0", "8.2.RC1"),
-)
-"""The published table (SOURCE) from torch 2.6, the oldest that ehm takes.
-
-2.12.0.post2 is that of Ascend's images (Ascend/pytorch, docker/supported_tags.md, TorchNPU 26.1.1).
-"""
-NEWEST = PAIRS[0]
-
-MINDSPORE = {
-    "2.10.0": "9.1.0",
-    "2.9.0": "9.0.0",
-    "2.7.2": "8.5.0",
-    "2.7.1": "8.3.RC1",
-    "2.7.0": "8.2.RC1",
-}
-"""Releases of MindSpore, and the CANN that MindSpore Transformers runs each with.
-
-2.10.0 by the tag of its image (docs/mindformers of mindspore-ai/docs, r2.10.0), 2.9.0 by the installation guide of its
-release 1.9.0, the others by VERSION_MAP.json of mindspore-ai/mindformers, commit 167a50de, 2026-07-24. 2.8.0 is on
-PyPI, but none of these names its CANN.
-"""
 
 COMPILER_PACKAGES = (
     "absl-py",
@@ -181,24 +131,14 @@ def find_software(root: Path = Path("/"), environ: Mapping[str, str] = os.enviro
     )
 
 
-def find_pair(torch_npu: str) -> Pair | None:
-    """Return the published pair of a release of torch-npu; of a later .postN the last one before, else None."""
-    release = _parse_release(torch_npu)
-    number = _parse_post_number(torch_npu)
-    for pair in PAIRS:
-        if pair.torch == release and _parse_post_number(pair.torch_npu) <= number:
-            return pair
-    return None
-
-
 def find_mismatch(found: Installation) -> Problem | None:
     """Find installed versions that do not go together; None if they do, as far as is published."""
     if found.torch_npu is None:
         return None
     pair = find_pair(found.torch_npu)
     # builds such as 2.12.0+cpu are of the same release
-    if found.torch is None or _parse_release(found.torch) != _parse_release(found.torch_npu):
-        wanted = _parse_release(found.torch_npu)
+    if found.torch is None or parse_release(found.torch) != parse_release(found.torch_npu):
+        wanted = parse_release(found.torch_npu)
         if pair is not None:
             wanted = pair.torch
         have = "torch is not installed"
@@ -208,11 +148,11 @@ def find_mismatch(found: Installation) -> Problem | None:
             f"torch-npu {found.torch_npu} goes with torch {wanted}, but {have}", f"pip install torch=={wanted}"
         )
     # a release that is not in the table may still go together
-    if pair and found.cann and not _is_release(found.cann, pair.cann):
+    if pair and found.cann and not is_release(found.cann, pair.cann):
         problem = f"{pair} go together, but CANN {found.cann} is installed in {found.cann_home}"
         # another torch-npu is installed faster than another CANN
         for other in PAIRS:
-            if other.torch == pair.torch and _is_release(found.cann, other.cann):
+            if other.torch == pair.torch and is_release(found.cann, other.cann):
                 return Problem(problem, f"pip install torch-npu=={other.torch_npu}")
         return Problem(problem, f"install CANN {pair.cann}")
     return None
@@ -220,8 +160,8 @@ def find_mismatch(found: Installation) -> Problem | None:
 
 def find_mindspore_mismatch(mindspore: str, found: Installation) -> Problem | None:
     """Find out whether another CANN is installed than goes with a release of MindSpore; None if not, or not known."""
-    wanted = MINDSPORE.get(_parse_release(mindspore))
-    if wanted is None or found.cann is None or _is_release(found.cann, wanted):
+    wanted = MINDSPORE.get(parse_release(mindspore))
+    if wanted is None or found.cann is None or is_release(found.cann, wanted):
         return None
     return Problem(
         f"mindspore {mindspore} goes with CANN {wanted}, but CANN {found.cann} is installed in {found.cann_home}",
@@ -271,7 +211,7 @@ def list_missing_packages() -> list[str]:
     return [name for name in COMPILER_PACKAGES if _read_package_version(name) is None]
 
 
-def explain_absence(error: BaseException | str | None = None, found: Installation | None = None) -> str:
+def explain_absence(error: BaseException | None = None, found: Installation | None = None) -> str:
     """Explain in one sentence why torch sees no NPU here, and how to fix it.
 
     Call this only after ``import torch_npu`` has failed (with ``error``), or has worked and shown no device: files
@@ -283,33 +223,14 @@ def explain_absence(error: BaseException | str | None = None, found: Installatio
     known = f"torch-npu {found.torch_npu}, CANN {found.cann} and driver {found.driver} are there and"
     if error is not None:
         # the first line names the cause, and a stack follows
-        reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-        return f"{known} seem to go together, but importing torch_npu fails: {reason}"
+        return f"{known} seem to go together, but importing torch_npu fails: {take_first_line(error)}"
     if found.visible is not None:
         return f"{known} show no NPU: ASCEND_RT_VISIBLE_DEVICES={found.visible} may hide it"
     return f"{known} show no NPU: npu-smi info says whether the driver sees one"
 
 
-def build_npu_install_command(torch: str | None = None) -> str:
-    """Return the command that installs torch-npu beside ``torch``, or the newest documented pair if it has none."""
-    chosen = NEWEST
-    reason = ""
-    if torch is not None:
-        fitting = [pair for pair in PAIRS if pair.torch == _parse_release(torch)]
-        if fitting:
-            chosen = fitting[0]  # the newest comes first
-        else:
-            reason = f" (no pair is published for torch {torch})"
-    command = f"{build_install_command('npu')} torch=={chosen.torch} torch-npu=={chosen.torch_npu}"
-    return f"{command}, which go with CANN {chosen.cann}{reason}"
-
-
-def _is_release(cann: str, wanted: str) -> bool:
-    """Return whether a CANN is the release that is wanted, or a build of it: 9.1.0-beta.3 is 9.1.0."""
-    return cann.upper().startswith(wanted.upper())
-
-
 def _read_cann_version(home: Path) -> str | None:
+    """Return the version of the CANN that is installed in ``home``, None without one."""
     # the toolkit's own file first: those of other packages may have other versions
     for pattern in ("*/ascend_toolkit_install.info", "ascend_toolkit_install.info", "*/ascend_*_install.info"):
         for file in sorted(home.glob(pattern)):
@@ -332,19 +253,8 @@ def _read_value(file: Path, key: str) -> str | None:
 
 
 def _read_package_version(name: str) -> str | None:
+    """Return the version of an installed package, None if it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _parse_release(number: str) -> str:
-    """Return the release that a version is a build of: ``2.12.0`` for ``2.12.0.post3`` and ``2.12.0+cpu``."""
-    without_build = number.partition("+")[0]
-    return ".".join(without_build.split(".")[:3]).partition("rc")[0]
-
-
-def _parse_post_number(number: str) -> int:
-    """Return the number of a post-release, 0 of any other: 2 for ``2.7.1.post2`` and ``2.7.1.post2.dev20250724``."""
-    match = re.search(r"\.post(\d+)", number)
-    return int(match[1]) if match else 0

@@ -17,15 +17,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ehm.errors import ConfigError
-from ehm.storage.arrays import Arrays
+from ehm.storage.arrays import Arrays, check_shapes
 
 if TYPE_CHECKING:
     from ehm.config import LoraConfig
 
-__all__ = ["A", "B", "UpdatedLayer", "choose_layers", "merge_updates", "name_updates", "split_updates"]
+__all__ = [
+    "FACTOR_A",
+    "FACTOR_B",
+    "UpdatedLayer",
+    "choose_layers",
+    "merge_updates",
+    "name_updates",
+    "pick_updates",
+    "replace_updates",
+    "split_updates",
+]
 
-A = "lora_A.default.weight"
-B = "lora_B.default.weight"
+FACTOR_A = "lora_A.default.weight"
+FACTOR_B = "lora_B.default.weight"
+"""Names of the factors A and B within a layer that has an update."""
 _TARGETS = {
     "attn.qkv": r"attn\.(qkv|[qkv]_proj)",  # some networks of timm have three layers in place of one
     "attn.proj": r"attn\.proj",
@@ -65,8 +76,8 @@ def merge_updates(arrays: Arrays, layers: Iterable[UpdatedLayer]) -> Arrays:
     """Return the arrays of a network in training as those of a plain one: every update is added to its weight."""
     merged = dict(arrays)
     for layer in layers:
-        first = merged.pop(f"{layer.name}.{A}")
-        second = merged.pop(f"{layer.name}.{B}")
+        first = merged.pop(f"{layer.name}.{FACTOR_A}")
+        second = merged.pop(f"{layer.name}.{FACTOR_B}")
         weight = merged.pop(f"{layer.base}.weight")
         bias = merged.pop(f"{layer.base}.bias", None)
         merged[f"{layer.name}.weight"] = weight + second @ first * np.float32(layer.scale)
@@ -86,16 +97,34 @@ def split_updates(arrays: Arrays, layers: Iterable[UpdatedLayer], own: Arrays) -
             array = named.pop(f"{layer.name}.{part}", None)
             if array is not None:
                 named[f"{layer.base}.{part}"] = array
-        named[f"{layer.name}.{A}"] = own[f"{layer.name}.{A}"]
-        named[f"{layer.name}.{B}"] = np.zeros_like(own[f"{layer.name}.{B}"])
+        named[f"{layer.name}.{FACTOR_A}"] = own[f"{layer.name}.{FACTOR_A}"]
+        named[f"{layer.name}.{FACTOR_B}"] = np.zeros_like(own[f"{layer.name}.{FACTOR_B}"])
     return named
 
 
+def pick_updates(arrays: Arrays, layers: Iterable[UpdatedLayer]) -> Arrays:
+    """Return W, A and B of ``layers`` out of the arrays of a network in training, by the names of :func:`name_updates`.
+
+    A run needs them besides the merged weights to go on exactly.
+    """
+    return {key: arrays[name] for key, name in name_updates(layers).items()}
+
+
+def replace_updates(arrays: Arrays, layers: Iterable[UpdatedLayer], updates: Arrays) -> Arrays:
+    """Return the arrays of a network in training with W, A and B of ``layers`` as :func:`pick_updates` gave them.
+
+    Raises CheckpointError if ``updates`` are those of other layers or of another rank.
+    """
+    names = name_updates(layers)
+    check_shapes({key: arrays[name].shape for key, name in names.items()}, updates)
+    return {**arrays, **{names[key]: array for key, array in updates.items()}}
+
+
 def name_updates(layers: Iterable[UpdatedLayer]) -> dict[str, str]:
-    """Return the names in a network in training of ``{layer}/weight``, ``{layer}/A`` and ``{layer}/B``."""
+    """Return the names that ``{layer}/weight``, ``{layer}/A`` and ``{layer}/B`` have in a network in training."""
     names = {}
     for layer in layers:
         names[f"{layer.name}/weight"] = f"{layer.base}.weight"
-        names[f"{layer.name}/A"] = f"{layer.name}.{A}"
-        names[f"{layer.name}/B"] = f"{layer.name}.{B}"
+        names[f"{layer.name}/A"] = f"{layer.name}.{FACTOR_A}"
+        names[f"{layer.name}/B"] = f"{layer.name}.{FACTOR_B}"
     return names

@@ -31,7 +31,7 @@ def load_torch_baselines(manifest: Manifest, output: str, threads: int = 0) -> d
     import torch
 
     from ehm.backends.torch.export.module import load_module
-    from ehm.backends.torch.models.loading import read_arrays
+    from ehm.backends.torch.models.torch_file import read_arrays
 
     source = ModelSource(init=manifest.source.checkpoint, image_size=manifest.preprocessing.image_size)
     head: Head = "classifier" if output == "logits" else "features"

@@ -33,6 +33,7 @@ __all__ = [
     "RequestError",
     "TrainingError",
     "WriteError",
+    "take_first_line",
 ]
 
 
@@ -107,3 +108,14 @@ class RequestError(EhmError):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.status = status
+
+
+def take_first_line(error: BaseException) -> str:
+    """Return the first line of what another library's error says, or its kind if it says nothing.
+
+    Many go on with a stack of calls or with advice that does not suit ehm.
+    """
+    lines = str(error).strip().splitlines()
+    if lines:
+        return lines[0]
+    return type(error).__name__

@@ -101,7 +101,7 @@ def check_detector_config(config: ExportConfig) -> None:
 def open_detector(source: ModelSource) -> DetectorExportable:
     """Load the detector of a run or checkpoint; ``source.image_size`` is the size that images are fitted into."""
     from ehm.backends.torch.export.detector_module import load_detector
-    from ehm.backends.torch.models.loading import read_arrays
+    from ehm.backends.torch.models.torch_file import read_arrays
 
     weights = open_model(source, read_arrays)
     assert weights.checkpoint is not None

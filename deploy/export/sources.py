@@ -39,7 +39,7 @@ def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
     framework = _find_framework()
     read_file: ReadFile = read_weights_file
     if framework == "torch":
-        from ehm.backends.torch.models.loading import read_arrays as read_file
+        from ehm.backends.torch.models.torch_file import read_arrays as read_file
     if not names_weights(source):
         return _prepare_with_torch(source, head, None)
     if not Path(source.init).exists():

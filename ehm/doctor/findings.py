@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from ehm.backends import ascend
+from ehm.backends import ascend, ascend_releases
 from ehm.backends.common import measure_host_memory
 from ehm.doctor.child import LATE, ask_child
 from ehm.doctor.variables import VARIABLES
@@ -163,7 +163,7 @@ def _report_software(name: str, installed: str | None, location: str = "") -> Fi
 
 def _choose_install_command(name: str) -> str:
     if name == "torch-npu":
-        return ascend.build_npu_install_command(_find_version("torch"))
+        return ascend_releases.build_npu_install_command(_find_version("torch"))
     if name == "mindspore":
         return f"{build_install_command('mindspore')} with Python 3.12 at most, in an environment of its own"
     return build_install_command(EXTRAS[name]) if EXTRAS[name] else f"pip install {name}"

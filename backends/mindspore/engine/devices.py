@@ -10,7 +10,7 @@ import mindspore as ms
 
 from ehm.backends.base import DeviceInfo
 from ehm.backends.common import measure_host_memory, measure_resident_memory
-from ehm.errors import BackendError
+from ehm.errors import BackendError, take_first_line
 
 __all__ = [
     "FACTS",
@@ -115,7 +115,7 @@ def use_target(target: Target) -> None:
         else:
             ms.set_device(name, target.index)
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or ["no reason given"])[0]  # a stack of C++ calls follows
+        reason = take_first_line(error)  # a stack of C++ calls follows
         raise BackendError(f"--device mindspore:{target.kind}: MindSpore cannot use it: {reason}") from None
 
 

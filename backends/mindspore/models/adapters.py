@@ -13,12 +13,20 @@ from typing import Any
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from ehm.backends.low_rank import UpdatedLayer, choose_layers, merge_updates, name_updates, split_updates
+from ehm.backends.low_rank import (
+    UpdatedLayer,
+    choose_layers,
+    merge_updates,
+    name_updates,
+    pick_updates,
+    replace_updates,
+    split_updates,
+)
 from ehm.backends.mindspore.engine.noise import draw_fractions, make_keys
 from ehm.backends.mindspore.engine.tensors import load_arrays, set_values, to_arrays
 from ehm.backends.mindspore.models.blocks import Dense
 from ehm.config import LoraConfig
-from ehm.storage.arrays import Arrays, check_shapes, drop_names
+from ehm.storage.arrays import Arrays, drop_names
 
 __all__ = [
     "AdaptedDense",
@@ -138,17 +146,13 @@ def load_merged(model: nn.Cell, arrays: Arrays) -> None:
 
 def take_updates(model: nn.Cell) -> Arrays:
     """Copy W, A and B of all layers that have an update, as ``{layer}/weight``, ``{layer}/A`` and ``{layer}/B``."""
-    names = name_updates(_list_updated(model))
-    own = to_arrays(model, set(names.values()))
-    return {key: own[name] for key, name in names.items()}
+    layers = _list_updated(model)
+    return pick_updates(to_arrays(model, set(name_updates(layers).values())), layers)
 
 
 def load_updates(model: nn.Cell, updates: Arrays) -> None:
     """Restore what :func:`take_updates` gave; raises CheckpointError if it is that of other layers or another rank."""
-    names = name_updates(_list_updated(model))
-    own = to_arrays(model)
-    check_shapes({key: own[name].shape for key, name in names.items()}, updates)
-    load_arrays(model, own | {names[key]: array for key, array in updates.items()})
+    load_arrays(model, replace_updates(to_arrays(model), _list_updated(model), updates))
 
 
 def _list_updated(model: nn.Cell) -> list[UpdatedLayer]:

@@ -184,9 +184,10 @@ class Block(nn.Cell):
         keep_attn: Tensor | None = None,
         keep_mlp: Tensor | None = None,
     ) -> Tensor:
-        """``bias`` and ``rotations`` are the attention's; ``keep_attn`` and ``keep_mlp`` (B, 1, 1) scale the branches.
+        """(B, L, D) -> (B, L, D).
 
-        These are the factors of drop path.
+        ``bias`` and ``rotations`` are the attention's. ``keep_attn`` and ``keep_mlp`` (B, 1, 1) are the factors of both
+        branches that drop path draws.
         """
         return self.finish_block(x, self.attn(self.norm1(x), bias, rotations), keep_attn, keep_mlp)
 

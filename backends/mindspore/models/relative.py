@@ -25,7 +25,7 @@ class RelativeBias(nn.Cell):
         self.relative_position_bias_table, self.index = _create_table(grid, heads)
 
     def construct(self) -> Tensor:
-        """(h, L, L)."""
+        """Look up the biases: (h, L, L)."""
         return look_up_biases(self.relative_position_bias_table, self.index)
 
 

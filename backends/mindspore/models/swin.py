@@ -184,7 +184,7 @@ class SwinParts(nn.Cell):
         return tokens
 
     def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Symmetrised mean attention of the first ``blocks`` blocks between output cells: -> (B, N, N), float32."""
+        """Compute the symmetrised mean attention between cells of the first ``blocks`` blocks: (B, N, N), float32."""
         used = self.places[:blocks]
         cells = self.grid[0] * self.grid[1]
         total = ops.zeros((tokens.shape[0], cells, cells), ms.float32)
@@ -198,7 +198,7 @@ class SwinParts(nn.Cell):
         return symmetrise(total / len(used))
 
     def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Tokens behind the first ``blocks`` blocks, mean over each output cell: -> (B, N, D of their stage)."""
+        """Compute the tokens behind the first ``blocks`` blocks, mean over each cell: -> (B, N, D of their stage)."""
         stage, place = self.places[: max(blocks, 1)][-1]
         height, across = self.layers[stage].blocks[place].map_size
         behind = self.run_stack(tokens, blocks)

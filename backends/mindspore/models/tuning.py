@@ -7,7 +7,7 @@ import re
 import numpy as np
 from mindspore import nn
 
-from ehm.backends.low_rank import A, B
+from ehm.backends.low_rank import FACTOR_A, FACTOR_B
 from ehm.backends.mindspore.models.adapters import add_adapters
 from ehm.config import LoraConfig
 from ehm.config.encoders import EncoderSpec, SwinSpec
@@ -99,7 +99,7 @@ def _freeze_blocks(model: nn.Cell, spec: EncoderSpec, count: int, prefix: str) -
 def _freeze_weights(model: nn.Cell, spec: EncoderSpec, norms: bool, prefix: str) -> None:
     """Freeze all of an encoder but its updates, heads above it, and its norms if they shall learn."""
     for name, parameter in model.parameters_and_names():
-        if not name.startswith(prefix) or name.endswith((A, B)):
+        if not name.startswith(prefix) or name.endswith((FACTOR_A, FACTOR_B)):
             continue
         module = name.rpartition(".")[0].rpartition(".")[2]
         if find_layer(name.removeprefix(prefix), spec) <= spec.blocks and not (norms and "norm" in module):

@@ -124,13 +124,13 @@ class VitParts(nn.Cell):
         return run_blocks(self.blocks[:count], self.prepend_prefix(tokens), bias, rotations, keep)
 
     def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
+        """Compute the symmetrised mean attention of the first ``blocks`` blocks (Eq. 6): (B, N, D) -> (B, N, N)."""
         bias, rotations = self.locate()
         attention = average_attention(self.blocks, self.prepend_prefix(tokens), blocks, bias, rotations)
         return compute_patch_similarity(attention, self.prefix)
 
     def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
+        """Compute the tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
         return self.run_stack(tokens, None, blocks)[:, self.prefix :]
 
     def pool_features(self, tokens: Tensor) -> Tensor:

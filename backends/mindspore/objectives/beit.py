@@ -51,7 +51,7 @@ class VisualTokens:
         self._std = Tensor(np.array(std, np.float32).reshape(1, 3, 1, 1))
 
     def compute(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> (B, N) in [0, C), in float32."""
+        """Compute visual tokens in float32: normalised (B, 3, H, W) -> (B, N) in [0, C)."""
         pixels = images * self._std + self._mean
         batch, _, height, width = pixels.shape
         across = ops.MatMul(transpose_b=True)(pixels.reshape((-1, width)), self._across)
@@ -85,7 +85,7 @@ class TokenHead:
         visual_tokens: Tensor,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy of the ``visual_tokens`` (B, N) of hidden cells, from indices (k * B, ...).
+        """Compute the mean cross-entropy of the ``visual_tokens`` (B, N) of hidden cells, from indices (k * B, ...).
 
         For ``keep`` see :func:`encode_masked_images`.
         """

@@ -42,7 +42,7 @@ class FeaturePredictor(VisibleDecoder):
         init_xavier(self, rng)
 
     def construct(self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, features: Tensor) -> Tensor:
-        """Mean loss at hidden patches, against the teacher's ``features`` (B, N, D), from indices (k * B, ...).
+        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices are (k * B, K).
 
         The k masks of an image lie one after the other.
         """

@@ -46,7 +46,7 @@ class MaskedAutoencoder(VisibleDecoder):
     def construct(
         self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, seen: Tensor | None = None
     ) -> Tensor:
-        """Mean squared error of the masked patches of normalised (B, 3, H, W), from their indices (k * B, ...).
+        """Compute the mean squared error of masked patches of normalised (B, 3, H, W), from indices (k * B, ...).
 
         The k masks of an image lie one after the other. The encoder sees ``seen``, by default the images.
         """

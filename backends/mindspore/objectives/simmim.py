@@ -38,7 +38,7 @@ class PixelHead:
         keep: Tensor | None = None,
         seen: Tensor | None = None,
     ) -> Tensor:
-        """Mean absolute error of the hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...) of cells.
+        """Compute the mean absolute error of hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...).
 
         The k masks of an image lie one after the other; for ``keep`` see :func:`encode_masked_images`. The encoder
         sees ``seen``, by default the images.

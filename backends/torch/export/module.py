@@ -23,9 +23,10 @@ from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.backends.torch.export.heads import Eyes, Heads, Scores
 from ehm.backends.torch.learners.classification import add_probe_head
 from ehm.backends.torch.models.embedding import Embedding, load_encoder
-from ehm.backends.torch.models.loading import find_classifier_name, load_model, read_arrays
+from ehm.backends.torch.models.loading import find_classifier_name, load_model
 from ehm.backends.torch.models.pyramid import load_pyramid
 from ehm.backends.torch.models.resampler import VisualTokens
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.backends.torch.models.upernet import UperNet
 from ehm.backends.torch.models.vit import build_vit
 from ehm.config import ModelSource, RetrievalConfig, SegmentationConfig, VisionLanguageConfig

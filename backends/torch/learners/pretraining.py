@@ -250,7 +250,7 @@ class TorchLearner(ResumableLearner):
 
     @torch.no_grad()
     def _update_average(self, decay: float | None) -> None:
-        """Exponential moving average of the parameters: ema = decay * ema + (1 - decay) * model."""
+        """Move the exponential average of the parameters: ema = decay * ema + (1 - decay) * model."""
         if decay is None:
             decay = self._config.optim.last_ema_decay
         assert decay is not None  # no average is kept without one

@@ -12,12 +12,20 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ehm.backends.low_rank import UpdatedLayer, choose_layers, merge_updates, name_updates, split_updates
+from ehm.backends.low_rank import (
+    UpdatedLayer,
+    choose_layers,
+    merge_updates,
+    name_updates,
+    pick_updates,
+    replace_updates,
+    split_updates,
+)
 from ehm.backends.torch.engine.tensors import load_arrays, to_arrays
 from ehm.config import LoraConfig
 from ehm.errors import BackendError, ConfigError
 from ehm.installation import build_install_command
-from ehm.storage.arrays import Arrays, check_shapes
+from ehm.storage.arrays import Arrays
 
 __all__ = [
     "add_adapters",
@@ -109,17 +117,13 @@ def load_merged(model: nn.Module, arrays: Arrays) -> None:
 
 def take_updates(model: nn.Module) -> Arrays:
     """Copy W, A and B of all layers that have an update, as ``{layer}/weight``, ``{layer}/A`` and ``{layer}/B``."""
-    names = name_updates(_list_updated(model))
-    own = to_arrays(model, set(names.values()))
-    return {key: own[name] for key, name in names.items()}
+    layers = _list_updated(model)
+    return pick_updates(to_arrays(model, set(name_updates(layers).values())), layers)
 
 
 def load_updates(model: nn.Module, updates: Arrays) -> None:
     """Restore what :func:`take_updates` gave; raises CheckpointError if it is that of other layers or another rank."""
-    names = name_updates(_list_updated(model))
-    own = to_arrays(model)
-    check_shapes({key: own[name].shape for key, name in names.items()}, updates)
-    load_arrays(model, own | {names[key]: array for key, array in updates.items()})
+    load_arrays(model, replace_updates(to_arrays(model), _list_updated(model), updates))
 
 
 def _list_updated(model: nn.Module) -> list[UpdatedLayer]:

@@ -105,14 +105,14 @@ class MaskedSwin(SwinTransformer):
         return encoded
 
     def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Symmetrised mean attention of the first ``blocks`` blocks between output cells: -> (B, N, N).
+        """Compute the symmetrised mean attention between cells in the first ``blocks`` blocks: -> (B, N, N).
 
         See :func:`ehm.backends.torch.models.swin.compute_cell_attention`.
         """
         return compute_stage_similarity(self.layers, tokens, blocks, self.spec.grid)
 
     def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Tokens behind the first ``blocks`` blocks, mean over each output cell: -> (B, N, D of their stage)."""
+        """Compute the tokens behind the first ``blocks`` blocks, mean over each cell: -> (B, N, D of their stage)."""
         _, behind = run_first_blocks(self.layers, tokens, blocks)
         return average_cells(behind, self.spec.grid)
 

@@ -15,7 +15,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ehm.backends.torch.models.loading import load_model, read_arrays
+from ehm.backends.torch.models.loading import load_model
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.backends.torch.models.vit import VIT_CLASSES, find_layers
 from ehm.config import ModelSource
 from ehm.errors import ConfigError

@@ -104,7 +104,7 @@ def run_first_blocks(stages: Any, tokens: Tensor, count: int) -> tuple[list[tupl
 
 
 def compute_stage_similarity(stages: Any, tokens: Tensor, count: int, grid: tuple[int, int]) -> Tensor:
-    """Symmetrised mean of :func:`compute_cell_attention` over the first ``count`` blocks: (B, h, w, D) -> (B, N, N)."""
+    """Average the cell attention of the first ``count`` blocks and symmetrise: (B, h, w, D) -> (B, N, N)."""
     blocks_and_inputs, _ = run_first_blocks(stages, tokens, count)
     attentions = [compute_cell_attention(block, block_input, grid) for block, block_input in blocks_and_inputs]
     return symmetrise(torch.stack(attentions).mean(dim=0))

@@ -124,13 +124,13 @@ class VitParts(nn.Module):
         return tokens
 
     def compute_similarity(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Symmetrised mean attention of the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, N)."""
+        """Compute the symmetrised mean attention of the first ``blocks`` blocks (Eq. 6): (B, N, D) -> (B, N, N)."""
         places = self.locate()
         attention = average_attention(self.blocks, self.prepend_prefix(tokens), blocks, places)
         return compute_patch_similarity(attention, places.prefix)
 
     def compute_features(self, tokens: Tensor, blocks: int) -> Tensor:
-        """Tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
+        """Compute the tokens behind the first ``blocks`` blocks over all patches: (B, N, D) -> (B, N, D)."""
         places = self.locate()
         return self.run_stack(tokens, places, blocks)[:, places.prefix :]
 

@@ -61,7 +61,7 @@ class VisualTokens:
 
     @torch.no_grad()
     def compute(self, images: Tensor) -> Tensor:
-        """Normalised (B, 3, H, W) -> (B, N) in [0, C), in float32."""
+        """Compute visual tokens in float32: normalised (B, 3, H, W) -> (B, N) in [0, C)."""
         with torch.autocast(images.device.type, enabled=False):
             pixels = images * self._std + self._mean
             resized = self._down @ pixels @ self._across.T
@@ -102,7 +102,7 @@ class TokenHead(nn.Module):
         *,
         visual_tokens: Tensor,
     ) -> Tensor:
-        """Mean cross-entropy of the ``visual_tokens`` (B, N) of hidden cells, from indices (k * B, ...)."""
+        """Compute the mean cross-entropy of the ``visual_tokens`` (B, N) of hidden cells, from indices (k * B, ...)."""
         logits = self.predict(images, visible, restore, masked, tokens)
         # the k masks of an image lie one after the other, and have the same visual tokens
         views = len(masked) // len(visual_tokens)

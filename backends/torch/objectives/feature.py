@@ -51,7 +51,7 @@ class FeaturePredictor(VisibleDecoder):
         *,
         features: Tensor,
     ) -> Tensor:
-        """Mean loss at hidden patches, against the teacher's ``features`` (B, N, D), from indices (k * B, ...).
+        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices are (k * B, K).
 
         ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
         the other.

@@ -48,7 +48,7 @@ class MaskedAutoencoder(VisibleDecoder):
     def forward(
         self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
     ) -> Tensor:
-        """Mean squared error of the masked patches of normalised (B, 3, H, W), from their indices (k * B, ...).
+        """Compute the mean squared error of masked patches of normalised (B, 3, H, W), from indices (k * B, ...).
 
         ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
         the other.

@@ -35,7 +35,7 @@ class PixelHead(nn.Module):
     def forward(
         self: Any, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, tokens: Tensor | None = None
     ) -> Tensor:
-        """Mean absolute error of the hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...) of cells."""
+        """Compute the mean absolute error of hidden pixels of normalised (B, 3, H, W), from indices (k * B, ...)."""
         predicted = self.predict(images, visible, restore, masked, tokens)
         target = gather_tokens(patchify_by_channel(images, self.spec.stride), masked)
         return (predicted.float() - target).abs().mean()

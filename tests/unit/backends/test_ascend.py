@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from ehm.backends import ascend
-from ehm.backends.ascend import PAIRS, explain_absence, find_mismatch, find_pair, find_software
+from ehm.backends.ascend import explain_absence, find_mismatch, find_software
+from ehm.backends.ascend_releases import MINDSPORE, PAIRS, find_pair
 from ehm.installation import build_install_command
 
 
@@ -184,8 +185,8 @@ def test_no_pair_is_made_up(torch_npu):
 def test_mindspore_beside_another_cann_says_which_goes_with_it(host, mindspore, cann):
     write(host.cann / "x86_64-linux/ascend_toolkit_install.info", f"version={cann}\n")
     said = str(ascend.find_mindspore_mismatch(mindspore, find_software(host.root, host.environ)))
-    assert said.startswith(f"mindspore {mindspore} goes with CANN {ascend.MINDSPORE[mindspore]}, but CANN {cann} is")
-    assert said.endswith(f": install CANN {ascend.MINDSPORE[mindspore]}")
+    assert said.startswith(f"mindspore {mindspore} goes with CANN {MINDSPORE[mindspore]}, but CANN {cann} is")
+    assert said.endswith(f": install CANN {MINDSPORE[mindspore]}")
 
 
 def test_mindspore_and_its_own_cann_an_unknown_one_and_none_are_no_mismatch(host, tmp_path):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ehm.backends import ascend
+from ehm.backends import ascend_releases
 from ehm.doctor.attention import TOLERANCE
 from ehm.doctor.variables import VARIABLES
 from ehm.installation import build_install_command
@@ -30,12 +30,12 @@ def table(*header):
 
 def test_the_versions_are_those_that_the_code_goes_by():
     rows = table("torch-npu", "torch", "CANN")
-    assert rows == [[pair.torch_npu, pair.torch, pair.cann] for pair in ascend.PAIRS]
-    newest = ascend.NEWEST
+    assert rows == [[pair.torch_npu, pair.torch, pair.cann] for pair in ascend_releases.PAIRS]
+    newest = ascend_releases.NEWEST
     versions = f"torch=={newest.torch} torch-npu=={newest.torch_npu}"
     assert f"CANN {newest.cann}, then `pip install '.[npu]' {versions}`" in TEXT
     command = f"{build_install_command('npu')} {versions}"
-    assert ascend.build_npu_install_command() == f"{command}, which go with CANN {newest.cann}"
+    assert ascend_releases.build_npu_install_command() == f"{command}, which go with CANN {newest.cann}"
 
 
 def test_the_variables_are_those_that_the_doctor_shows():
@@ -45,7 +45,7 @@ def test_the_variables_are_those_that_the_doctor_shows():
 
 def test_the_pairs_of_mindspore_are_those_that_the_code_goes_by():
     rows = table("MindSpore", "CANN", "Python", "numpy")
-    assert {mindspore: cann for mindspore, cann, *_ in rows} == ascend.MINDSPORE
+    assert {mindspore: cann for mindspore, cann, *_ in rows} == ascend_releases.MINDSPORE
     pins = dict(re.findall(r"^(\w+)==(\S+)$", (ROOT / "docker/constraints.mindspore.txt").read_text(), re.M))
     assert rows[0][0] == pins["mindspore"]
     assert f"Tested here are {pins['mindspore']} with numpy {pins['numpy']}" in TEXT

@@ -10,7 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
-from ehm.backends.torch.models.loading import load_model, read_arrays
+from ehm.backends.torch.models.loading import load_model
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.config import ModelSource
 from ehm.config.encoders import SwinSpec, VitSpec
 from ehm.config.inputs import InputSpec

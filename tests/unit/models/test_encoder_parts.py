@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from ehm.backends.torch.export.module import load_module
 from ehm.backends.torch.learners.encoder import TorchEncoder
 from ehm.backends.torch.learners.pretraining import TorchLearner
-from ehm.backends.torch.models.loading import load_model, read_arrays
+from ehm.backends.torch.models.loading import load_model
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.config import ModelSource, TrainConfig
 from ehm.errors import CheckpointError
 from ehm.models.assembling import assemble_network

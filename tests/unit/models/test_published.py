@@ -34,7 +34,8 @@ from timm.models.swin_transformer import SwinTransformer
 from torch.nn.functional import interpolate
 
 from ehm.backends.torch.export.module import load_module
-from ehm.backends.torch.models.loading import load_initial_weights, load_model, read_arrays
+from ehm.backends.torch.models.loading import load_initial_weights, load_model
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.backends.torch.objectives import create_objective
 from ehm.backends.torch.objectives.beit import BeitVit, build_beit
 from ehm.config import ModelSource, TrainConfig

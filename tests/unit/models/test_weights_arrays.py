@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from ehm.backends.torch.models.loading import read_arrays
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.config import ModelSource
 from ehm.config.encoders import VitSpec
 from ehm.errors import CheckpointError

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ehm.backends.torch.models.loading import read_arrays
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.errors import CheckpointError
 from ehm.models.opening import read_weights_file
 from ehm.storage.torch_file import read_torch_file

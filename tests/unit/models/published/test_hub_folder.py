@@ -11,7 +11,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from ehm.analysis.inspect import inspect
-from ehm.backends.torch.models.loading import load_model, read_arrays
+from ehm.backends.torch.models.loading import load_model
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.config import ModelSource
 from ehm.config.inputs import InputSpec
 from ehm.deploy.export import export

@@ -10,7 +10,8 @@ import pytest
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 
-from ehm.backends.torch.models.loading import load_initial_weights, load_model, read_arrays
+from ehm.backends.torch.models.loading import load_initial_weights, load_model
+from ehm.backends.torch.models.torch_file import read_arrays
 from ehm.backends.torch.objectives import create_objective
 from ehm.config import ModelSource, TrainConfig
 from ehm.models.opening import open_model
