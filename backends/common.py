@@ -7,14 +7,19 @@ import resource
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from ehm.config import TrainConfig
 
 __all__ = [
     "SCALE",
     "STEP",
     "TRACKER",
+    "count_averaged_blocks",
     "draw_normal_head",
     "is_decayed",
     "make_step_seed",
@@ -53,6 +58,17 @@ def make_step_seed(seed: int, step: int, rank: int) -> list[int]:
         # left out for process 0, so that a run of one process draws what it always drew
         numbers.append(rank)
     return numbers
+
+
+def count_averaged_blocks(config: TrainConfig) -> int:
+    """Return the number of last blocks of a teacher whose outputs are averaged to features (data2vec, section 3.3).
+
+    They are half of the blocks unless ``model.teacher_blocks`` says otherwise, and 0 for a teacher that stays as it is,
+    whose features are the tokens behind its last norm.
+    """
+    if config.model.teacher != "ema":
+        return 0
+    return config.model.teacher_blocks or max(1, config.spec.blocks // 2)
 
 
 def draw_normal_head(shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -21,9 +21,9 @@ from ehm.backends.mindspore.learners.supervised import SupervisedLearner
 from ehm.backends.mindspore.models.canvas import can_take_any_size, enlarge_side, lay_out_patches, place_row
 from ehm.backends.mindspore.models.embedding import LEAST_LENGTH, Embedding
 from ehm.backends.mindspore.models.loading import load_model
+from ehm.backends.refusals import refuse_other_sizes
 from ehm.config import RetrievalConfig
 from ehm.config.encoders import VitSpec
-from ehm.errors import ConfigError
 from ehm.models.resample import compute_bilinear_weights
 from ehm.models.shapes import spec_from_json
 from ehm.models.weights import Weights
@@ -52,8 +52,8 @@ class MindsporeEmbedder(SupervisedLearner):
         model = Embedding(loaded.model, width, rng, config.dim, classes, config.margin, config.scale, gem)
         super().__init__(config, processes, model, loaded, "encoder.")
         self._has_one_size = config.longest is None and config.scales == (1.0,)
-        if not self._has_one_size:
-            self._refuse_fixed_size()
+        if not self._has_one_size and not can_take_any_size(self._spec):
+            refuse_other_sizes(config, f"this encoder ({config.model.init})")
         pixels = self._pixels
 
         def compute_loss(images: Tensor, labels: Tensor, keep: Tensor | None) -> Tensor:
@@ -116,18 +116,6 @@ class MindsporeEmbedder(SupervisedLearner):
         """Return the nearest number of pixels that the encoder takes."""
         patch_size: int = self._spec.patch_size
         return max(1, round(side / patch_size)) * patch_size
-
-    def _refuse_fixed_size(self) -> None:
-        """Raise ConfigError for an encoder that takes images of one size only."""
-        if can_take_any_size(self._spec):
-            return
-        config = self._config
-        setting = f"scales {list(config.scales)}"
-        remedy = "leave [1.0]"
-        if config.longest is not None:
-            setting = f"longest {config.longest}"
-            remedy = "leave it out"
-        raise ConfigError(f"{setting}: this encoder ({config.model.init}) takes images of one size; {remedy}")
 
 
 TASK_LEARNER = MindsporeEmbedder

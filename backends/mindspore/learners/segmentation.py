@@ -23,10 +23,10 @@ from ehm.backends.mindspore.models.canvas import can_take_any_size, enlarge_side
 from ehm.backends.mindspore.models.frame import build_frame, group_frame
 from ehm.backends.mindspore.models.pyramid import load_pyramid
 from ehm.backends.mindspore.models.upernet import UperNet
+from ehm.backends.refusals import refuse_single_images, refuse_whole_images
 from ehm.config import SegmentationConfig
 from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows
-from ehm.errors import ConfigError
 from ehm.models.pyramid import STRIDES, round_stride
 from ehm.models.weights import Weights
 
@@ -56,10 +56,7 @@ class MindsporeSegmenter(SupervisedLearner):
         model = UperNet(pyramid, classes, head, size, dtype, processes, rng)
         super().__init__(config, processes, model, loaded, "pyramid.encoder.")
         if config.inference.mode == "whole" and not can_take_any_size(self._spec):
-            raise ConfigError(
-                f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "
-                f"{list(config.crop_size)} only; take slide"
-            )
+            refuse_whole_images(config)
         self.image_size = size
         self._processes = processes
         self._group = max(1, config.optim.batch_size // config.optim.accumulate // processes.size)
@@ -176,10 +173,7 @@ class MindsporeSegmenter(SupervisedLearner):
         optim = self._config.optim
         parts = [part.stop - part.start for part in split_batch(rows, optim.accumulate)]
         if min(parts) * self._processes.size < 2:
-            raise ConfigError(
-                f"optim.batch_size {optim.batch_size}, optim.accumulate {optim.accumulate}: a process gets parts of "
-                f"{', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
-            )
+            refuse_single_images(optim, parts)
 
 
 def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:

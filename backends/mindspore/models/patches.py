@@ -18,7 +18,6 @@ __all__ = [
     "index_all_patches",
     "patchify",
     "patchify_by_channel",
-    "prepend_class_token",
 ]
 
 
@@ -98,12 +97,6 @@ def _choose_gather_type(dtype: Any) -> Any:
 def index_all_patches(restore: Tensor) -> Tensor:
     """Return the indices of all patches (B, N), for each image's places ``restore`` (B, N)."""
     return ops.broadcast_to(ops.arange(restore.shape[1]).astype(ms.int32), restore.shape)
-
-
-def prepend_class_token(tokens: Tensor, cls_token: Tensor) -> Tensor:
-    """Put the class token before ``tokens``: (B, N, D) -> (B, 1 + N, D)."""
-    first = cls_token.astype(tokens.dtype)
-    return ops.cat((ops.broadcast_to(first, (tokens.shape[0], 1, tokens.shape[2])), tokens), 1)
 
 
 def _split_patches(images: Tensor, patch_size: int) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from ehm.backends.base import Reconstruction
+from ehm.backends.common import count_averaged_blocks
 from ehm.backends.mindspore.engine.tensors import load_arrays, to_arrays
 from ehm.backends.mindspore.models.blocks import Dense
 from ehm.backends.mindspore.models.initial import init_xavier
@@ -64,9 +65,7 @@ class MindsporeFeature(MindsporeObjective):
 
     def __init__(self, config: TrainConfig) -> None:
         super().__init__(config)
-        self._averaged_blocks = 0
-        if config.model.teacher == "ema":
-            self._averaged_blocks = config.model.teacher_blocks or max(1, config.spec.blocks // 2)
+        self._averaged_blocks = count_averaged_blocks(config)
 
     def build_model(self, dtype: Any) -> FeaturePredictor:
         """See :meth:`MindsporeObjective.build_model`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, Processes
+from ehm.backends.refusals import refuse_other_sizes
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
 from ehm.backends.torch.engine.transfers import upload_array
@@ -23,7 +24,6 @@ from ehm.backends.torch.learners.supervised import SupervisedLearner
 from ehm.backends.torch.models.embedding import Embedding, load_encoder
 from ehm.backends.torch.models.pyramid import can_take_any_size, take_any_size
 from ehm.config import RetrievalConfig
-from ehm.errors import ConfigError
 from ehm.models.weights import Weights
 
 __all__ = ["TorchEmbedder"]
@@ -105,12 +105,7 @@ def _make_resizable(encoder: Any, size: tuple[int, int], config: RetrievalConfig
     if can_take_any_size(encoder):
         take_any_size(encoder)
     elif not _accepts_size(encoder, (size[0] + stride, size[1] + 2 * stride)):
-        setting = f"scales {list(config.scales)}"
-        remedy = "leave [1.0]"
-        if config.longest is not None:
-            setting = f"longest {config.longest}"
-            remedy = "leave it out"
-        raise ConfigError(f"{setting}: a {type(encoder).__name__} takes images of one size; {remedy}")
+        refuse_other_sizes(config, f"a {type(encoder).__name__}")
     return stride
 
 

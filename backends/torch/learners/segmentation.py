@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ehm.backends.base import ALONE, Processes
 from ehm.backends.common import split_batch
+from ehm.backends.refusals import refuse_single_images, refuse_whole_images
 from ehm.backends.torch.engine.distributed import average_norms, synchronise_norms
 from ehm.backends.torch.engine.seeds import seed_weights
 from ehm.backends.torch.engine.step import recompute_activations
@@ -26,7 +27,6 @@ from ehm.backends.torch.models.upernet import UperNet, upsample
 from ehm.config import SegmentationConfig
 from ehm.data.bilinear import enlarge_argmax
 from ehm.data.segmentation import place_windows
-from ehm.errors import ConfigError
 from ehm.models.pyramid import STRIDES, list_ends_of_thirds
 from ehm.models.weights import Weights
 
@@ -55,10 +55,7 @@ class TorchSegmenter(SupervisedLearner):
             )
             model = synchronise_norms(UperNet(pyramid, classes, config.head), processes, device)
         if config.inference.mode == "whole" and not pyramid.any_size:
-            raise ConfigError(
-                f"inference.mode whole: this encoder ({config.model.init}) takes images of crop_size "
-                f"{list(config.crop_size)} only; take slide"
-            )
+            refuse_whole_images(config)
         if config.run.grad_checkpointing:
             recompute_activations(model, random=True)
         super().__init__(model, loaded, config, device, processes, convolves=True)
@@ -107,11 +104,7 @@ class TorchSegmenter(SupervisedLearner):
         parts = [part.stop - part.start for part in split_batch(rows, self._config.optim.accumulate)]
         synchronised = any(isinstance(module, nn.SyncBatchNorm) for module in self.model.modules())
         if min(parts) < 2 and not synchronised:
-            optim = self._config.optim
-            raise ConfigError(
-                f"optim.batch_size {optim.batch_size}, optim.accumulate {optim.accumulate}: a process gets parts of "
-                f"{', '.join(map(str, parts))} images, and UperNet's batch norm needs 2 at least"
-            )
+            refuse_single_images(self._config.optim, parts)
 
     def _score_whole(self, pixels: Tensor) -> Tensor:
         """Score a whole image: (1, 3, H, W) -> (1, C, H, W)."""

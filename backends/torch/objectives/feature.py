@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, normalize, smooth_l1_loss
 
 from ehm.backends.base import Reconstruction
+from ehm.backends.common import count_averaged_blocks
 from ehm.backends.reconstruction import reconstruct_features
 from ehm.backends.torch.engine.devices import autocast_to, choose_dtype
 from ehm.backends.torch.engine.distributed import gather_parameters
@@ -78,9 +79,7 @@ class TorchFeature(TorchObjective):
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(config, device)
         self._dtype = choose_dtype(config.optim.dtype, device)
-        self._averaged_blocks = 0
-        if config.model.teacher == "ema":
-            self._averaged_blocks = config.model.teacher_blocks or max(1, config.spec.blocks // 2)
+        self._averaged_blocks = count_averaged_blocks(config)
 
     def build_model(self) -> FeaturePredictor:
         """See :meth:`TorchObjective.build_model`."""
