@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 FORMAT = 2
+"""The format that is written: 1, of ehm 0.1.0, had one network with one output, and is read too."""
 MANIFEST = "manifest.json"
 CARD = "README.md"
 """The one file that no network needs: people complete it before they publish, so it is hashed and never refused."""

@@ -23,10 +23,12 @@ from ehm.storage.reading import shorten
 __all__ = ["AscendDevice", "close_devices", "open_device"]
 
 _SUCCESS = 0
+"""The status of every function of pyACL that did what it was asked for."""
 _INITIALISED_BEFORE = 100002
 """The status of ``acl.init`` if another library, such as torch-npu, has called it in this process."""
 _RUNS_ON_DEVICE = 0
 """The run mode of a program that runs on the processor of the device itself, whose memory is the device's."""
+# pyACL's numbers of the directions of a copy
 _HOST_TO_DEVICE = 1
 _DEVICE_TO_HOST = 2
 _DEVICE_TO_DEVICE = 3

@@ -28,6 +28,7 @@ __all__ = ["OfflineSession"]
 _BATCH_INPUT = "ascend_mbatch_shape_data"
 """The input that ATC adds if there are several batch sizes: it takes the size of the next run."""
 _HUGE_PAGES_FIRST = 0
+"""pyACL's number of the kind of memory to take: in huge pages if there are some, else in normal ones."""
 _TYPES: dict[int, type[np.generic]] = {0: np.float32, 1: np.float16}
 """NumPy's types by the numbers of pyACL's."""
 

@@ -19,6 +19,7 @@ from ehm.deploy.bundle.preprocessing import create_eval_transform, normalise_pix
 __all__ = ["BATCHES", "ImageKind", "draw_images", "make_inputs"]
 
 BATCHES = (1, 2, 5, 8)
+"""Sizes of batches that are compared: alone, and with others, in numbers that are powers of two and one that is not."""
 ImageKind = Literal["random", "natural"]
 
 

@@ -9,6 +9,7 @@ from ehm.deploy.predict.prediction import Prediction
 __all__ = ["PredictionList"]
 
 _MOST_PICTURES = 24
+"""Images that a notebook shows: each is embedded in it."""
 
 
 class PredictionList(list[Prediction]):

@@ -27,7 +27,9 @@ Operation = Callable[[Image.Image, float, Colour], Image.Image]
 _MOST_MAGNITUDE = 10.0
 """The magnitude at which an operation is at its strongest."""
 _MOST_DEVIATION = 100
+"""The largest standard deviation of the magnitude; timm takes larger ones for uniform magnitudes."""
 _ERASING_TRIES = 10
+"""Rectangles that are drawn until one fits into the image, as in timm."""
 
 
 def _transform_affine(image: Image.Image, matrix: tuple[float, ...], fill: Colour) -> Image.Image:

@@ -13,6 +13,7 @@ __all__ = ["MOST_SCORES", "enlarge_argmax", "find_neighbours", "interpolate_side
 MOST_SCORES = 1 << 24
 """Scores that are enlarged at once, 64 MiB: those of a large image, whole, would take gigabytes."""
 _ROWS = 64
+"""Rows that are enlarged at once, at most: more would leave the cache of a processor."""
 
 
 def enlarge_argmax(scores: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:

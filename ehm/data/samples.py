@@ -18,6 +18,7 @@ __all__ = ["LoadedBatch", "Sample", "SampleReader"]
 _SAMPLE_STREAM = 2
 """Begins the seed of every sample, which keeps its random numbers apart from those of the shuffles."""
 _TRIES = 100
+"""Unreadable images in a row after which a source counts as unreadable: of a few broken files, none is met so often."""
 _ROWS_AHEAD = 32
 """Images that are read from a store at once."""
 

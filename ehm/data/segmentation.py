@@ -19,6 +19,7 @@ from ehm.data.sources.pairs import Pair
 __all__ = ["CropTransform", "ScaleTransform", "distort_colours", "fit_size", "place_windows", "resize_to_scale"]
 
 _TRIES = 10
+"""Crops that are drawn until one has no class with too large a share, as in mmsegmentation."""
 
 Scale = tuple[int, int] | None
 """The longest that the long and the short side may be; None leaves an image as it is."""

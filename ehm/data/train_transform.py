@@ -20,6 +20,7 @@ from ehm.data.transforms import MAY_FLIP, RESAMPLING
 __all__ = ["TrainTransform", "draw_resized_crop"]
 
 _CROP_TRIES = 10
+"""Boxes that are drawn until one fits, as in torchvision."""
 
 
 @dataclass(frozen=True)

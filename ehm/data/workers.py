@@ -39,8 +39,11 @@ _TASK_ROWS = 16
 _TASKS_PER_WORKER = 8
 """Tasks that a batch gives to each worker, at most: the tasks of a batch of thousands are larger."""
 _POLL_SECONDS = 1
+"""Seconds between two looks of an idle worker whether its parent is still there."""
 _PATIENCE_SECONDS = 5
+"""Seconds in which a worker whose socket is closed has to end by itself."""
 _INDEX_BYTES = 8
+"""Bytes of an image's index."""
 _BOOTSTRAP = "import sys; sys.path[:] = {path!r}; from ehm.data.workers import main; main({socket}, {memory}, {parent})"
 _ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 

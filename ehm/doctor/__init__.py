@@ -61,10 +61,10 @@ def _describe_failure(device: str, findings: Sequence[Finding]) -> str:
     late = _list_devices(findings, "unknown")
     if device != "auto" and not late:
         return f"--device {device} cannot train here."
+    if late:
+        return f"It is not known if {' or '.join(late)} can train here: there was no answer in time; {AGAIN}."
     # an installed framework whose device fails is not fixed by installing it again
     broken = _list_devices(findings, "broken")
-    if late and not broken:
-        return f"It is not known if {' or '.join(late)} can train here: there was no answer in time; {AGAIN}."
     if broken:
         return f"No device can train here; the table says what is wrong with {', '.join(broken)}."
     return (

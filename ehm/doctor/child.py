@@ -29,6 +29,7 @@ ENVIRONMENT = {
 _LOOK_SECONDS = 1.0
 """Seconds between two looks whether a child has ended whose standard output stays open."""
 _PIECE = 1 << 16
+"""Bytes that are read at a time: as many as a pipe holds."""
 
 
 def ask_child(

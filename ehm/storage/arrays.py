@@ -31,7 +31,7 @@ T = TypeVar("T")
 Arrays = dict[str, NDArray[Any]]
 """Plain arrays by name. Parameter names are timm's (``blocks.0.attn.qkv.weight``) on every backend."""
 _AVERAGE = "ema/"
-"""Before the names of a moving average, which lies among the optimiser's arrays."""
+"""Prefix of the names of a moving average, which is kept among the optimiser's arrays."""
 
 
 @dataclass

@@ -44,6 +44,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+"""The format that is written, and the only one that is read."""
 _MODEL = "model.safetensors"
 _OPTIMIZER = "optimizer.safetensors"
 _IMAGES = "images.safetensors"

@@ -33,6 +33,7 @@ __all__ = ["choose_precision", "convert_network", "main"]
 _BATCH = 8
 """Most images of a batch that is timed."""
 _RUNS = 10
+"""Runs whose median time counts: enough for a median, and few enough for minutes of compiling to take the most time."""
 _REPORT = "model.om.json"
 
 

@@ -19,6 +19,7 @@ __all__ = ["write_plain_norms"]
 _IMAGES = 4
 """Dimensions of images (B, C, H, W), whose batch norms become part of the convolution in front."""
 _DEFAULT_EPSILON = 1e-5
+"""Epsilon of a BatchNormalization that does not say it, by ONNX."""
 _BIAS = 2
 """The number of the bias among a layer norm's inputs."""
 

@@ -24,6 +24,7 @@ from ehm.errors import ExportError
 __all__ = ["make_onnx"]
 
 _WRITTEN_BY_TORCH = 18
+"""The lowest operator set that torch's exporter writes."""
 _LOGGERS = ("onnx_ir", "onnxscript")
 """Loggers of the exporter's own packages."""
 

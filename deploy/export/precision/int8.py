@@ -45,6 +45,7 @@ Parameters = list[tuple[NodeProto, int]]
 Ranges = dict[str, tuple[Floats, Floats]]
 """Smallest and largest value of each feature, (D,) and (D,)."""
 _TINY = np.float32(1e-6)
+"""Least scale, and least value of a feature or a weight: a feature that is always 0 would divide by 0."""
 _LARGEST_WEIGHT = 64
 """The largest int8 weight, which therefore takes seven bits."""
 

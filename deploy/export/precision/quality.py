@@ -29,6 +29,7 @@ __all__ = ["FLOOR", "write_lower_precisions"]
 FLOOR = 0.99
 """Smallest mean cosine to float32 that is accepted."""
 _BATCH = 8
+"""Images that run together: a usual batch of a server, whose memory any machine has."""
 _DEFAULT_SESSION = " in a session with ONNX Runtime's default settings"
 _Run = Callable[[NDArray[Any], Sequence[str]], Outputs]
 

@@ -17,6 +17,7 @@ __all__ = ["bind_port", "fit_connections", "report_loop_errors", "start_listenin
 
 _LOG = logging.getLogger("ehm.serve")
 _BACKLOG = 2048
+"""Connections that the kernel keeps until they are accepted, as in uvicorn; the kernel's own limit may be lower."""
 _OTHER_FILES = 100
 """Descriptors beside those of connections: of bundles, images of the index, threads' pipes, libraries."""
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}

@@ -20,7 +20,9 @@ from prometheus_client import (
 __all__ = ["Metrics", "ModelMetrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+"""Upper bounds of the buckets for times: from those of a tiny network to the usual timeout."""
 _IMAGES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Upper bounds of the buckets for numbers of images."""
 
 
 class Metrics:

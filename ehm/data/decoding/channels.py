@@ -32,8 +32,9 @@ from ehm.data.decoding.limits import refuse_bomb
 from ehm.data.decoding.npy import is_npy, read_npy, read_npy_size
 from ehm.data.decoding.orientation import read_orientation, turn_array
 from ehm.data.decoding.stored_channels import StoredChannels, check_count, scale_channels
-from ehm.data.decoding.tiff import WHITE_IS_ZERO, Tiff, is_tiff, read_pages
-from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION
+from ehm.data.decoding.tiff import PALETTE, WHITE_IS_ZERO, Tiff, is_tiff, read_pages
+from ehm.data.decoding.tiff_segments import BYTE_CODECS
+from ehm.data.decoding.tiff_tags import Tag
 from ehm.errors import BrokenImage
 
 __all__ = [
@@ -46,7 +47,6 @@ __all__ = [
 
 CHANNEL_SUFFIXES = SUFFIXES | {".dcm", ".dicom", ".npy"}
 """Suffixes of files that images of channels are read from, in any case."""
-_PALETTE = 3
 _PLAIN_MODES = ("L", "LA", "RGB", "RGBA", "CMYK")
 """Pillow's modes whose values are those of the file."""
 
@@ -133,8 +133,8 @@ def _read_tiff(stream: IO[bytes], name: str, pixels: PixelFormat, only_fitting: 
     if not pages:
         raise BrokenImage(f"{name}: has reduced versions of an image and masks, and no image")
     first = pages[0]
-    is_packed = first.tags.get(COMPRESSION, 1) not in BYTE_CODECS
-    if len(pages) == 1 and first.bits == 8 and (is_packed or first.photometric == _PALETTE):
+    is_packed = first.tags.get(Tag.COMPRESSION, 1) not in BYTE_CODECS
+    if len(pages) == 1 and first.bits == 8 and (is_packed or first.photometric == PALETTE):
         return None
     for page in pages[1:]:
         if (page.size, page.dtype, page.bits) != (first.size, first.dtype, first.bits):

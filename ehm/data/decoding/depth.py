@@ -42,6 +42,7 @@ _MOST_OUTSIDE = 0.01
 """Share of floating-point values that may lie outside 0 to 1, by more than resampling overshoots, before it is clear
 that this is not their range."""
 _OVERSHOOT = 0.1
+"""The distance from 0 and from 1 up to which a value may be the overshoot of a filter at an edge."""
 _KINDS = {"f": "floating-point values", "i": "signed integers", "u": "unsigned integers"}
 _REMEDY = "data.range=[black, white] states it, where the model is trained"
 

@@ -17,6 +17,7 @@ from ehm.errors import BrokenImage
 __all__ = ["describe_depths"]
 
 _LOOKED_AT = 16
+"""Images that are decoded to find out what a source holds: a start should not wait for more."""
 
 
 def describe_depths(source: Source) -> tuple[str, ...]:

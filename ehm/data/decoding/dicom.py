@@ -18,6 +18,7 @@ __all__ = ["Dicom", "count_dicom_channels", "is_dicom", "open_dicom", "read_dico
 
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
+"""Bytes before these four letters, which may be anything (DICOM PS3.10, 7.1)."""
 _HEAD_GROUP = 2
 """The group of the tags that say how all others are written (DICOM PS3.10, 7.1)."""
 _MOST_UNPACKED = 1 << 30

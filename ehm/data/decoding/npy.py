@@ -14,6 +14,7 @@ from ehm.errors import BrokenImage
 __all__ = ["is_npy", "read_npy", "read_npy_size"]
 
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+"""The readers of headers by the version of the format; 3.0 is for names of fields, which images do not have."""
 
 
 def is_npy(file: IO[bytes]) -> bool:

@@ -35,6 +35,7 @@ Annotated = Literal["stored", "upright"]
 """The pixels that an annotation was drawn on: those stored in the file, or those of the image as it is seen."""
 
 ORIENTATION_TAG = 0x0112
+"""The number of the orientation in EXIF and in TIFF."""
 _STEPS: dict[int, tuple[bool, bool, bool]] = {
     1: (False, False, False),
     2: (True, False, False),

@@ -17,6 +17,7 @@ _PIXELS = (b"IDAT", b"fdAT")
 """The types of chunks with compressed pixels, of the image and of the later frames of an animation."""
 _END = b"\0\0\0\0IEND\xae\x42\x60\x82"
 _HEAD_BYTES = 8
+"""Bytes of a chunk before its data: length and type."""
 _CHECKSUM_BYTES = 4
 
 

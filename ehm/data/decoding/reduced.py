@@ -20,6 +20,7 @@ MARGIN = 2.5
 
 _FORMATS = ("JPEG", "MPO")  # MPO is a JPEG with further images behind it, which many telephones write
 _SCALES = (8, 4, 2)
+"""The numbers by which libjpeg can divide width and height while it decodes, the largest first."""
 
 
 def reduce_while_decoding(image: Image.Image, enough: tuple[int, int]) -> None:

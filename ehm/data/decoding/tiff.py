@@ -18,26 +18,27 @@ from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from ehm.data.decoding.orientation import ORIENTATION_TAG
-from ehm.data.decoding.tiff_segments import BYTE_CODECS, COMPRESSION, Segments, read_integers, read_segments
+from ehm.data.decoding.tiff_segments import BYTE_CODECS, Segments, read_integers, read_segments
+from ehm.data.decoding.tiff_tags import Tag
 
-__all__ = ["BLACK_IS_ZERO", "CMYK", "RGB", "WHITE_IS_ZERO", "Tiff", "is_tiff", "read_pages", "read_tiff"]
+__all__ = ["BLACK_IS_ZERO", "CMYK", "PALETTE", "RGB", "WHITE_IS_ZERO", "Tiff", "is_tiff", "read_pages", "read_tiff"]
 
 # TIFF's photometric interpretations
 WHITE_IS_ZERO = 0
 BLACK_IS_ZERO = 1
 RGB = 2
+PALETTE = 3
 CMYK = 5
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0")
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _SAMPLES = 256, 257, 258, 262, 277
-_PLANES, _PREDICTOR, _EXTRA_SAMPLES, _SAMPLE_FORMAT, _GDAL_NODATA = 284, 317, 338, 339, 42113
 _KINDS = {1: "u", 2: "i", 3: "f", 4: "u"}
 """NumPy's letters of the sample formats; 4 is "undefined"."""
 # TIFF's numbers of predictors
 _DIFFERENCES = 2
 _FLOAT_DIFFERENCES = 3
 _MAX_SAMPLES = 8
+"""Values of a pixel of a photograph, at most: those of CMYK, opacity, and some that are left out."""
 _MAX_PAGES = 256
-_SUBFILE = 254
+"""Directories that are read, at most: those of a damaged file may form a circle."""
 _NOT_AN_IMAGE = 1 | 4
 """Bits of TIFF's subfile type: a reduced version of another page, or the mask of its transparency."""
 
@@ -65,7 +66,7 @@ class Tiff:
     def is_deep(self) -> bool:
         """True if Pillow does not read the values as the file means them, or knows nothing of missing ones."""
         if self.missing_value is not None and self.photometric in (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB):
-            return self.tags.get(COMPRESSION, 1) in BYTE_CODECS
+            return self.tags.get(Tag.COMPRESSION, 1) in BYTE_CODECS
         return self.bits > 8 or self.dtype.kind != "u"
 
     def read_rows(self, file: IO[bytes]) -> Iterator[tuple[int, NDArray[Any]]]:
@@ -73,7 +74,7 @@ class Tiff:
 
         Raises OSError, as Pillow does, if the file is damaged or packed in a way that only suits 8 bits.
         """
-        in_planes = self.tags.get(_PLANES, 1) == 2 and self.samples > 1
+        in_planes = self.tags.get(Tag.PLANES, 1) == 2 and self.samples > 1
         planes = self.samples if in_planes else 1
         segments = read_segments(self.tags, self.size, planes, self.bits * (self.samples // planes), file)
         for first, count in segments.iterate_row_groups():
@@ -87,7 +88,7 @@ class Tiff:
     def _decode_values(self, rows: NDArray[np.uint8], segments: Segments) -> NDArray[Any]:
         """Decode bytes (h, across, bytes of a segment's row) to values (h, w, S); w may go beyond the image."""
         samples = segments.bits // self.bits
-        predictor = self.tags.get(_PREDICTOR, 1)
+        predictor = self.tags.get(Tag.PREDICTOR, 1)
         if predictor == _FLOAT_DIFFERENCES:
             rows = _undo_float_differences(rows, samples, self.bits // 8)
             values = rows.view(self.dtype.newbyteorder(">"))
@@ -124,7 +125,7 @@ def read_pages(file: IO[bytes], most_samples: int) -> list[Tiff]:
     """
     pages = []
     for number, tags in enumerate(_read_directories(file), start=1):
-        if read_integers(tags, _SUBFILE, (0,))[0] & _NOT_AN_IMAGE:
+        if read_integers(tags, Tag.SUBFILE, (0,))[0] & _NOT_AN_IMAGE:
             continue
         page = _describe_page(tags, most_samples)
         if page is None:
@@ -152,11 +153,11 @@ def _read_directories(file: IO[bytes]) -> Iterator[ImageFileDirectory_v2]:
 
 def _describe_page(tags: ImageFileDirectory_v2, most_samples: int) -> Tiff | None:
     """Return the facts of a directory; None if its values are not all of one kind that NumPy has."""
-    width = read_integers(tags, _WIDTH, (1,))[0]
-    height = read_integers(tags, _HEIGHT, (1,))[0]
-    samples = read_integers(tags, _SAMPLES, (1,))[0]
-    all_bits = set(read_integers(tags, _BITS, (1,)))
-    formats = set(read_integers(tags, _SAMPLE_FORMAT, (1,)))
+    width = read_integers(tags, Tag.WIDTH, (1,))[0]
+    height = read_integers(tags, Tag.HEIGHT, (1,))[0]
+    samples = read_integers(tags, Tag.SAMPLES, (1,))[0]
+    all_bits = set(read_integers(tags, Tag.BITS, (1,)))
+    formats = set(read_integers(tags, Tag.SAMPLE_FORMAT, (1,)))
     if len(all_bits) != 1 or len(formats) != 1 or min(width, height) < 1 or not 1 <= samples <= most_samples:
         return None
     bits = all_bits.pop()
@@ -169,8 +170,8 @@ def _describe_page(tags: ImageFileDirectory_v2, most_samples: int) -> Tiff | Non
         samples=samples,
         bits=bits,
         dtype=dtype,
-        photometric=read_integers(tags, _PHOTOMETRIC, (WHITE_IS_ZERO,))[0],
-        extra=read_integers(tags, _EXTRA_SAMPLES, ()),
+        photometric=read_integers(tags, Tag.PHOTOMETRIC, (WHITE_IS_ZERO,))[0],
+        extra=read_integers(tags, Tag.EXTRA_SAMPLES, ()),
         orientation=orientation if orientation in range(1, 9) else 1,
         missing_value=_read_missing_value(tags),
         tags=tags,
@@ -191,7 +192,7 @@ def _choose_dtype(bits: int, kind: str) -> np.dtype[Any] | None:
 def _read_missing_value(tags: ImageFileDirectory_v2) -> float | None:
     """Return the number in GDAL's tag for missing data; None if there is none."""
     try:
-        value = float(str(tags.get(_GDAL_NODATA, "")).strip("\0 "))
+        value = float(str(tags.get(Tag.GDAL_NODATA, "")).strip("\0 "))
     except ValueError:
         return None
     # values that are no numbers, or infinite, count as missing anyway

@@ -17,19 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-__all__ = ["BYTE_CODECS", "COMPRESSION", "Segments", "read_integers", "read_segments"]
+from ehm.data.decoding.tiff_tags import Tag
 
-COMPRESSION = 259
-"""TIFF's tag of the compression; the others are below."""
+__all__ = ["BYTE_CODECS", "Segments", "read_integers", "read_segments"]
+
 _RAW = 1
 BYTE_CODECS = frozenset({_RAW, 5, 8, 32773, 32946, 34925, 50000})
 """Compressions that keep bytes as they are: none, LZW, deflate (two numbers), PackBits, LZMA and Zstandard."""
-_WIDTH, _HEIGHT, _BITS, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES = 256, 257, 258, 262, 266, 277
-_ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT = 278, 322, 323
-_STRIP_OFFSETS, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES = 273, 279, 324, 325
 _LONG = 4
 """TIFF's number of the type of all values that are written here: unsigned, of four bytes."""
 _BYTES_AT_ONCE = 1 << 24
+"""Bytes that are decompressed at once, about: a large image of many bits, whole, would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +79,22 @@ class Segments:
         """Return a TIFF file of ``height`` rows of bytes that consists of the segments ``parts``, as they are."""
         lengths = list(map(len, parts))
         directory = {
-            _WIDTH: [self.across * self.row_bytes],
-            _HEIGHT: [height],
-            _BITS: [8],
-            COMPRESSION: [self.compression],
-            _PHOTOMETRIC: [1],
-            _FILL_ORDER: [self.fill_order],
-            _SAMPLES: [1],
+            Tag.WIDTH: [self.across * self.row_bytes],
+            Tag.HEIGHT: [height],
+            Tag.BITS: [8],
+            Tag.COMPRESSION: [self.compression],
+            Tag.PHOTOMETRIC: [1],
+            Tag.FILL_ORDER: [self.fill_order],
+            Tag.SAMPLES: [1],
         }
         if self.tiled:
-            directory |= {_TILE_WIDTH: [self.row_bytes], _TILE_HEIGHT: [self.height]}
-            offsets_tag = _TILE_OFFSETS
-            counts_tag = _TILE_BYTES
+            directory |= {Tag.TILE_WIDTH: [self.row_bytes], Tag.TILE_HEIGHT: [self.height]}
+            offsets_tag = Tag.TILE_OFFSETS
+            counts_tag = Tag.TILE_BYTES
         else:
-            directory |= {_ROWS_PER_STRIP: [self.height]}
-            offsets_tag = _STRIP_OFFSETS
-            counts_tag = _STRIP_BYTES
+            directory |= {Tag.ROWS_PER_STRIP: [self.height]}
+            offsets_tag = Tag.STRIP_OFFSETS
+            counts_tag = Tag.STRIP_BYTES
         # a header of 8 bytes, the directory of 12 bytes an entry, the two lists if they are lists, the segments
         lists_at = 8 + 2 + 12 * (len(directory) + 2) + 4
         first_offset = lists_at
@@ -125,26 +123,26 @@ def read_segments(
 
     Raises OSError if tags are missing, contradict each other or the file's size, or name another compression.
     """
-    compression = read_integers(tags, COMPRESSION, (_RAW,))[0]
+    compression = read_integers(tags, Tag.COMPRESSION, (_RAW,))[0]
     if compression not in BYTE_CODECS:
         raise OSError(f"TIFF's compression {compression} is not read for values of more than 8 bits")
-    tiled = _TILE_OFFSETS in tags
+    tiled = Tag.TILE_OFFSETS in tags
     if tiled:
-        width = read_integers(tags, _TILE_WIDTH, (0,))[0]
-        height = read_integers(tags, _TILE_HEIGHT, (0,))[0]
+        width = read_integers(tags, Tag.TILE_WIDTH, (0,))[0]
+        height = read_integers(tags, Tag.TILE_HEIGHT, (0,))[0]
     else:
         width = size[0]
-        height = min(size[1], read_integers(tags, _ROWS_PER_STRIP, (size[1],))[0])
+        height = min(size[1], read_integers(tags, Tag.ROWS_PER_STRIP, (size[1],))[0])
     if not (0 < width < 2 * size[0] + 4096 and 0 < height < 2 * size[1] + 4096):
         raise OSError(f"tiles or strips of {width} x {height} pixels make no sense")
     across = -(-size[0] // width)  # both rounded up
     down = -(-size[1] // height)
     if tiled:
-        offsets = read_integers(tags, _TILE_OFFSETS, ())
-        counts = read_integers(tags, _TILE_BYTES, ())
+        offsets = read_integers(tags, Tag.TILE_OFFSETS, ())
+        counts = read_integers(tags, Tag.TILE_BYTES, ())
     else:
-        offsets = read_integers(tags, _STRIP_OFFSETS, ())
-        counts = read_integers(tags, _STRIP_BYTES, ())
+        offsets = read_integers(tags, Tag.STRIP_OFFSETS, ())
+        counts = read_integers(tags, Tag.STRIP_BYTES, ())
     if compression == _RAW and not tiled:
         row = -(-width * bits // 8)
         height, offsets, counts = _divide_strips(offsets, size[1], height, row)
@@ -154,16 +152,19 @@ def read_segments(
     # a forged file could name the same bytes a thousand times, and take all memory
     if sum(counts) > file.seek(0, 2):
         raise OSError("the file is truncated, or its strips overlap")
-    fill_order = read_integers(tags, _FILL_ORDER, (1,))[0]
+    fill_order = read_integers(tags, Tag.FILL_ORDER, (1,))[0]
     return Segments(tiled, width, height, across, down, size[1], bits, compression, fill_order, offsets, counts)
 
 
 def read_integers(tags: ImageFileDirectory_v2, tag: int, default: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the whole numbers under ``tag``, however many they are; OSError if there is something else."""
+    """Return the numbers under ``tag``, 0 at least, however many they are; OSError if there is something else."""
     value = tags.get(tag, default)
     values = value if isinstance(value, tuple) else (value,)
     if (not values and default) or not all(isinstance(each, int) for each in values):
         raise OSError(f"TIFF's tag {tag} holds no numbers")
+    # a number of -1 bytes would be all that is left of the file, again for every strip
+    if min(values, default=0) < 0:
+        raise OSError(f"TIFF's tag {tag} holds a negative number")
     return values
 
 

@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.data.decoding.channels import load_image
 
-__all__ = ["FileSource", "Names", "Source", "Split", "StoredSource", "WithoutClasses"]
+__all__ = ["UNLABELLED", "FileSource", "Names", "Source", "Split", "StoredSource", "WithoutClasses"]
 
 Split = Literal["all", "train", "val"]
+UNLABELLED = -1
+"""The label of an image that has none, in indexes of shards and rows."""
 
 
 class Source(Protocol):

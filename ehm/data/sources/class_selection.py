@@ -23,8 +23,7 @@ def select_classes(
 ) -> Source:
     """Return the images of the classes ``names`` alone, which are numbered in the order of the source.
 
-    Of several labels an image, those of these names are kept, and all images.
-
+    If an image may have several labels, all images are kept, and of their labels those of these names.
     Raises DataError if there are no labels, if a name is not among the classes, or if no image is of these classes;
     ``source_name`` names the source in it.
     """

@@ -40,6 +40,7 @@ KeyKind = Literal["content", "name"]
 UNREADABLE = 0
 """The key of an image that cannot be read."""
 _BLOCK = 4096
+"""Bytes of a block: less is not read from a disk at a time."""
 _BLOCKS = 64
 """Blocks that are read of a large file; a file of up to 256 KiB is read whole."""
 _BATCH = 256

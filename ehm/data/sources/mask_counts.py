@@ -13,6 +13,7 @@ from ehm.data.sources.masks import IGNORED
 __all__ = ["MaskCounts", "explain_255"]
 
 VALUES = 256
+"""The values that a pixel of a mask may have."""
 
 
 class MaskCounts:

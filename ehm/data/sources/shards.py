@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.data.decoding.channels import load_image
-from ehm.data.sources.base import Names, Split
+from ehm.data.sources.base import UNLABELLED, Names, Split
 from ehm.data.sources.inventory import Unused, describe_layout, no_images
 from ehm.data.sources.parts import Part, no_validation_part
 from ehm.data.sources.shard_files import F, find_shards
-from ehm.data.sources.tar_index import UNLABELLED, TarIndex, read_index
+from ehm.data.sources.tar_index import TarIndex, read_index
 from ehm.data.stores.reader import StoreReader
 from ehm.errors import BrokenImage
 

@@ -24,6 +24,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.data.sources.base import UNLABELLED
 from ehm.data.sources.image_files import has_image_suffix
 from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_unread_suffix
 from ehm.data.stores.cache import INDEX, lock_file
@@ -33,9 +34,7 @@ from ehm.errors import DataError, WriteError
 from ehm.storage.reading import describe_value
 from ehm.storage.writing import replace_file
 
-__all__ = ["UNLABELLED", "TarIndex", "find_stored_index", "read_index", "read_stored_index", "split_member_name"]
-
-UNLABELLED = -1
+__all__ = ["TarIndex", "find_stored_index", "read_index", "read_stored_index", "split_member_name"]
 
 FURTHER = "beside the image of their sample"
 SEVERAL = "of samples with several images, none with a plain suffix (a sample's name ends at the first dot)"
@@ -44,7 +43,9 @@ LINKS = "stored as links, without bytes"
 
 _VERSION = "v2"
 _MOST_CLASSES = 2**31
+"""The first number that is no class: it is a mistake, and would make a classifier that fits into no memory."""
 _BUFFER = 1 << 16
+"""Bytes that are read at a time: the headers of several small members lie in them."""
 _META = re.compile(r"__[^/]*__($|/)")
 
 

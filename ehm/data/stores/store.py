@@ -26,6 +26,7 @@ FIRST_WAIT = 0.5
 """Seconds before a read is tried again for the first time; each further wait is twice as long."""
 _LONGEST_WAIT = 30.0
 _CONNECT_SECONDS = 10
+"""The longest wait for a connection; a server that is there answers within a second."""
 _READ_SECONDS = 30
 """The longest silence of a server in the middle of an answer."""
 _CONNECTIONS = 32
@@ -33,6 +34,7 @@ _CONNECTIONS = 32
 _HOPELESS = 3
 """Failed reads in a row after which a read is tried only once, until one succeeds: the store is gone."""
 _LONGEST_REASON = 200
+"""Most characters of the message of a library that are shown: stores answer with whole documents."""
 _VERSION_KEYS = (
     "ETag", "etag", "md5Hash", "generation", "blob_id", "sha", "content_md5", "version", "LastModified",
     "last_modified", "mtime", "modified", "updated", "created",

@@ -228,6 +228,37 @@ def test_a_damaged_or_hostile_file_is_one_broken_image(monkeypatch):
         pixels(io.BytesIO(whole))
 
 
+class CountingFile(io.BytesIO):
+    """A file that counts the bytes that are read of it."""
+
+    count = 0
+
+    def read(self, size=-1):
+        data = super().read(size)
+        self.count += len(data)
+        return data
+
+
+@pytest.mark.parametrize("tag", [273, 279])  # offsets, and numbers of bytes
+def test_negative_numbers_do_not_read_a_file_again_for_every_strip(tag):
+    """A count of -1 is that of all that is left: a file of a megabyte could ask for it 100,000 times."""
+    signed_long = 9
+    strips = 1000
+    values = np.zeros((strips, 1), np.uint16)
+    data = bytearray(tiff(values, compression="deflate", rowsperstrip=1).getvalue())
+    for place in range(8, len(data), 2):
+        number, kind, count = struct.unpack_from("<HHI", data, place)
+        if (number, count) == (tag, strips):
+            assert kind in (3, 4)
+            struct.pack_into("<HHII", data, place, number, signed_long, count, len(data))
+            break
+    data += struct.pack(f"<{strips}i", *[-1] * strips)
+    file = CountingFile(data)
+    with pytest.raises(BrokenImage, match="negative"):
+        decode_image(file, "x")
+    assert file.count < 20 * len(data)
+
+
 def test_the_head_says_the_size_of_what_pillow_cannot_open(tmp_path):
     file = tiff(UNIT, photometric="rgb", extratags=[(274, 3, 1, 6, True)])
     assert read_head(file, "x").seen_size == (40, 33)

@@ -34,6 +34,7 @@ __all__ = [
 
 LARGEST_COUNT = 9
 """Objects that a question may count, at most."""
+# divisions of the figures, of which each group has enough questions
 _COUNT_GROUPS = ((2, "0-2"), (5, "3-5"), (8, "6-8"))
 _OBJECT_GROUPS = ((9, "fewer than 10 objects"), (19, "10-19 objects"))
 

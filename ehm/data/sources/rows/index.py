@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ehm.data.sources.base import UNLABELLED
 from ehm.data.sources.rows.columns import RowColumns, choose_columns
 from ehm.data.sources.rows.files import RowFile, open_row_file
 from ehm.data.stores.cache import INDEX, Cache, lock_file
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["RowIndex", "read_row_index"]
 
 _VERSION = "rows-v1"
-UNLABELLED = -1
 
 
 @dataclass(frozen=True)

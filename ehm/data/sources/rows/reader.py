@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["RowReader"]
 
 _END_BYTES = 8
+"""Bytes of each number that says where an image ends."""
 _LOCKS = 64
 """Locks of a cache, one of which each group has while it is unpacked, so that not every process does the same."""
 

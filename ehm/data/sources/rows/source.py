@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.data.decoding.channels import load_image
-from ehm.data.sources.base import Names, Split
+from ehm.data.sources.base import UNLABELLED, Names, Split
 from ehm.data.sources.inventory import Unused, describe_layout, no_images
 from ehm.data.sources.parts import Part, no_validation_part
 from ehm.data.sources.rows.files import LOCAL
-from ehm.data.sources.rows.index import UNLABELLED, RowIndex, read_row_index
+from ehm.data.sources.rows.index import RowIndex, read_row_index
 from ehm.data.sources.rows.reader import RowReader
 from ehm.data.stores.cache import Cache
 from ehm.data.stores.store import Store, StoredFile
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["RowSource", "open_rows"]
 
 _INDEXED_AT_ONCE = 16
+"""Files that are indexed at the same time: most of the time goes by until a store answers."""
 
 
 @dataclass(frozen=True)
