@@ -78,12 +78,15 @@ class Tiff:
         planes = self.samples if in_planes else 1
         segments = read_segments(self.tags, self.size, planes, self.bits * (self.samples // planes), file)
         for first, count in segments.iterate_row_groups():
-            parts = []
-            for plane in range(planes):
-                rows = segments.load_rows(file, plane, first, count)
-                parts.append(self._decode_values(rows, segments))
-            row = first * segments.height
-            yield row, np.concatenate(parts, axis=2)[: self.size[1] - row, : self.size[0]]
+            loaded = [segments.load_rows(file, plane, first, count) for plane in range(planes)]
+            # a single strip may be the whole image: what is made of its bytes takes several times their memory
+            for start in range(0, len(loaded[0]), segments.rows_at_once):
+                row = first * segments.height + start
+                if row >= self.size[1]:  # tiles reach beyond the image
+                    break
+                piece = slice(start, start + segments.rows_at_once)
+                parts = [self._decode_values(rows[piece], segments) for rows in loaded]
+                yield row, np.concatenate(parts, axis=2)[: self.size[1] - row, : self.size[0]]
 
     def _decode_values(self, rows: NDArray[np.uint8], segments: Segments) -> NDArray[Any]:
         """Decode bytes (h, across, bytes of a segment's row) to values (h, w, S); w may go beyond the image."""

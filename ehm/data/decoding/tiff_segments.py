@@ -27,7 +27,7 @@ BYTE_CODECS = frozenset({_RAW, 5, 8, 32773, 32946, 34925, 50000})
 _LONG = 4
 """TIFF's number of the type of all values that are written here: unsigned, of four bytes."""
 _BYTES_AT_ONCE = 1 << 24
-"""Bytes that are decompressed at once, about: a large image of many bits, whole, would take gigabytes."""
+"""Bytes that are decompressed and decoded at once, about: a large image of many bits, whole, would take gigabytes."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,14 @@ class Segments:
         """Bytes of a segment's row."""
         return -(-self.width * self.bits // 8)  # rounded up
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows of the image to decode at once."""
+        return max(1, _BYTES_AT_ONCE // (self.across * self.row_bytes))
+
     def iterate_row_groups(self) -> Iterator[tuple[int, int]]:
         """Yield rows of segments to read at once: the number of the first row, and the number of rows."""
-        count = max(1, _BYTES_AT_ONCE // (self.across * self.row_bytes * self.height))
+        count = max(1, self.rows_at_once // self.height)
         for first in range(0, self.down, count):
             yield first, min(count, self.down - first)
 

@@ -15,9 +15,11 @@ from PIL import Image
 
 from ehm.config import DataConfig, load_config
 from ehm.data import decode_image, open_source
+from ehm.data.decoding import tiff_segments
 from ehm.data.decoding.decode import read_head
 from ehm.data.decoding.depth import DEPTH
 from ehm.data.decoding.depth_notes import describe_depths
+from ehm.data.decoding.tiff import read_tiff
 from ehm.errors import BrokenImage, ConfigError
 
 ROWS, COLUMNS, CHANNELS = np.mgrid[:40, :33, :3]
@@ -226,6 +228,22 @@ def test_a_damaged_or_hostile_file_is_one_broken_image(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BrokenImage, match="decompression bomb"):
         pixels(io.BytesIO(whole))
+
+
+@pytest.mark.parametrize("options", [{}, {"tile": (64, 48)}, {"planarconfig": "separate"}, {"predictor": True}])
+def test_an_image_in_one_strip_is_decoded_a_few_rows_at_a_time(monkeypatch, options):
+    values = np.random.default_rng(0).integers(0, 4096, (70, 50, 3), np.uint16)
+    stored = values
+    if "planarconfig" in options:
+        stored = np.ascontiguousarray(values.transpose(2, 0, 1))
+    file = tiff(stored, photometric="rgb", compression="deflate", **options)
+    monkeypatch.setattr(tiff_segments, "_BYTES_AT_ONCE", 3000)
+    parts = []
+    for row, part in read_tiff(file).read_rows(file):
+        assert row == sum(map(len, parts))
+        assert len(part) <= 30  # a row of a plane has a hundred bytes
+        parts.append(part)
+    np.testing.assert_array_equal(np.concatenate(parts), values)
 
 
 class CountingFile(io.BytesIO):
