@@ -17,7 +17,7 @@ from ehm.console import PlainConsole, print_line
 from ehm.errors import ConfigError
 from ehm.suggestions import suggest, suggest_path
 
-__all__ = ["Key", "describe_type", "format_default", "list_keys", "print_keys"]
+__all__ = ["Key", "describe_type", "format_yaml", "list_keys", "print_keys"]
 
 _TYPE_WORDS = {"string": "text", "boolean": "true or false", "null": "null", "object": "section"}
 _LARGEST_BOUND = 2**31
@@ -64,11 +64,11 @@ def print_keys(section: str = "", as_json: bool = False) -> None:
                 Column("key", no_wrap=True), "type", "default", "meaning", title=command, title_justify="left"
             )
             for key in group:
-                table.add_row(key.name, key.type, format_default(key.default), key.meaning)
+                table.add_row(key.name, key.type, format_yaml(key.default), key.meaning)
             console.print(table)
     else:
         for key in keys:
-            print_line("\t".join([key.command, key.name, key.type, format_default(key.default), key.meaning]))
+            print_line("\t".join([key.command, key.name, key.type, format_yaml(key.default), key.meaning]))
 
 
 def _describe_section(command: str, section: Section, prefix: str) -> Iterator[Key]:
@@ -121,9 +121,10 @@ def _to_plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def format_default(value: Any) -> str:
-    """Return ``value`` in YAML, as a configuration would say it."""
-    return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")
+def format_yaml(value: Any) -> str:
+    """Return ``value`` in one line of YAML, as a configuration would say it."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 def _belongs(key: Key, section: str) -> bool:

@@ -32,10 +32,17 @@ _YAML_WORDS = {
 """Messages for the errors of pydantic that speak of Python instead of YAML, by their type."""
 
 
-def explain_errors(error: ValidationError, kind: type[Section]) -> list[str]:
-    """Return a sentence for each key of a configuration of class ``kind`` that is wrong."""
+def explain_errors(error: ValidationError, kind: type[Section], only_values: bool = False) -> list[str]:
+    """Return a sentence for each key of a configuration of class ``kind`` that is wrong.
+
+    With ``only_values``, unknown keys, missing ones and rules between several keys are left out.
+    """
     details: dict[str, list[Any]] = {}
     for detail in error.errors():
+        # rules between keys are checks of a section, whose input is the section
+        is_value = detail["type"] not in ("extra_forbidden", "missing") and not isinstance(detail["input"], dict)
+        if only_values and not is_value:
+            continue
         key, _ = _locate_key(detail["loc"], kind)
         # a key that takes several types of values has an error for each of them
         details.setdefault(key, []).append(detail)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 
-from ehm.report.record import RunRecord
-from ehm.report.settings import COMMAND_NAMES, quote_path, write_repeat_command
+from ehm.report.record import COMMAND_NAMES, RunRecord
+from ehm.report.settings import quote_path, write_repeat_command
 
 __all__ = ["NextStep", "list_next_steps", "list_uses"]
 

@@ -20,10 +20,10 @@ from ehm.report.measured import find_in_measurement, read_measurements
 from ehm.report.mistakes import Mistake, read_mistakes
 from ehm.report.next_steps import list_next_steps
 from ehm.report.overview import RUN_NAMES, choose_tiles, describe_status, write_title
-from ehm.report.record import RunRecord
+from ehm.report.record import COMMAND_NAMES, RunRecord
 from ehm.report.rendering import create_environment, read_template
 from ehm.report.run_charts import draw_charts
-from ehm.report.settings import COMMAND_NAMES, OBJECTIVE_NAMES, describe_run, list_changed_settings
+from ehm.report.settings import OBJECTIVE_NAMES, describe_run, list_changed_settings
 from ehm.storage.names import escape_undecodable
 
 __all__ = ["render_page"]

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
+from ehm.config.commands import COMMANDS
 from ehm.config.loading import read_mapping
+from ehm.config.renamed import rename_keys
+from ehm.config.section import Section
+from ehm.config.validation_errors import explain_errors
 from ehm.errors import CheckpointError, EhmError
 from ehm.report.curves import Curves, read_curves
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.storage.reading import read_json
 
-__all__ = ["Kind", "RunRecord", "read_record"]
+__all__ = ["COMMAND_NAMES", "Kind", "RunRecord", "read_record"]
 
 Kind = Literal[
     "pretrain",
@@ -25,6 +32,19 @@ Kind = Literal[
     "retrieval",
     "vision_language",
 ]
+COMMAND_NAMES: Mapping[Kind, str] = {
+    "pretrain": "ehm train",
+    "tokenizer": "ehm tokenizer train",
+    "classification": "ehm finetune",
+    "probe": "ehm probe",
+    "segmentation": "ehm finetune --task segmentation",
+    "detection": "ehm finetune --task detection",
+    "retrieval": "ehm finetune --task retrieval",
+    "vision_language": "ehm finetune --task vision_language",
+}
+"""The command of each kind of run."""
+_CLASSES = {name: kind for kind, name in COMMANDS.items()}
+"""The class of the configuration of each command."""
 _CONFIG_FILE = "config.yaml"
 _TASKS: tuple[Kind, ...] = ("segmentation", "detection", "retrieval", "vision_language")
 
@@ -43,6 +63,11 @@ class RunRecord:
     curves: Curves
     metrics: Mapping[str, Any]
     checkpoint: Path | None
+
+    @property
+    def config_class(self) -> type[Section]:
+        """The class of the run's configuration."""
+        return _CLASSES[COMMAND_NAMES[self.kind]]
 
     def setting(self, key: str) -> Any:
         """Return the value of a dotted key of the configuration, None if it has no such key."""
@@ -100,7 +125,10 @@ class RunRecord:
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read the folder of a run, which may still be running; raises CheckpointError if it has no run."""
+    """Read the folder of a run, which may still be running.
+
+    Raises CheckpointError if it has no run, or a configuration with values that no run can have.
+    """
     newest = newest_checkpoint(folder / "checkpoints")
     state = open_checkpoint(newest).metadata if newest is not None else {}
     # the file comes first, because the configuration of a probe has keys that its checkpoints leave out
@@ -112,7 +140,26 @@ def read_record(folder: Path) -> RunRecord:
     if kind is None:
         raise CheckpointError(f"{folder}: no run there; expected the folder that --out of ehm train or finetune named")
     curves = read_curves(folder / "metrics.jsonl")
+    config = _complete_config(config, kind, folder / _CONFIG_FILE)
     return RunRecord(folder, kind, config, state, curves, _read_metrics(folder / "metrics.json"), newest)
+
+
+def _complete_config(config: Mapping[str, Any], kind: Kind, origin: Path) -> Mapping[str, Any]:
+    """Return ``config`` with the defaults of missing keys.
+
+    That of another version of ehm, which may have other keys and rules, is returned as it is. Raises CheckpointError,
+    which begins with ``origin``, if a value is none that its key may have, as after an edit.
+    """
+    values = deepcopy(dict(config))
+    rename_keys(values)
+    config_class = _CLASSES[COMMAND_NAMES[kind]]
+    try:
+        return config_class.model_validate(values).model_dump(mode="json")
+    except ValidationError as error:
+        problems = explain_errors(error, config_class, only_values=True)
+        if problems:
+            raise CheckpointError(f"{origin}: {'; '.join(problems)}") from None
+    return config
 
 
 def _recognise_kind(config: Mapping[str, Any]) -> Kind | None:

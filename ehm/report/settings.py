@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from ehm.config import TrainConfig
-from ehm.config.commands import COMMANDS
+from ehm.config.keys import format_yaml
 from ehm.config.section import Section, flatten
 from ehm.report.numbers import format_number
-from ehm.report.record import Kind, RunRecord
+from ehm.report.record import COMMAND_NAMES, RunRecord
 from ehm.storage.names import escape_undecodable
 
 __all__ = [
-    "COMMAND_NAMES",
     "OBJECTIVE_NAMES",
     "ChangedSetting",
     "describe_run",
@@ -27,16 +24,6 @@ __all__ = [
     "write_repeat_command",
 ]
 
-COMMAND_NAMES: Mapping[Kind, str] = {
-    "pretrain": "ehm train",
-    "tokenizer": "ehm tokenizer train",
-    "classification": "ehm finetune",
-    "probe": "ehm probe",
-    "segmentation": "ehm finetune --task segmentation",
-    "detection": "ehm finetune --task detection",
-    "retrieval": "ehm finetune --task retrieval",
-    "vision_language": "ehm finetune --task vision_language",
-}
 OBJECTIVE_NAMES = {
     "mae": "MAE",
     "simmim": "SimMIM",
@@ -77,7 +64,7 @@ def describe_run(record: RunRecord) -> list[tuple[str, str]]:
     elif record.is_task:
         facts.append(("Began with", str(record.setting("model.init") or "random weights")))
     if record.state.get("encoder") and record.is_task:
-        sizes = [f"{name} {_format_yaml(value)}" for name, value in record.state["encoder"].items()]
+        sizes = [f"{name} {format_yaml(value)}" for name, value in record.state["encoder"].items()]
         facts.append(("Encoder", ", ".join(sizes)))
     facts.append(("Images", _describe_images(record)))
     facts.append(("Length", _describe_length(record)))
@@ -107,7 +94,7 @@ def list_changed_settings(record: RunRecord) -> list[ChangedSetting]:
     for key, value in flatten(record.config).items():
         if key in _DEFAULT_KEYS or key not in known or value == known[key]:
             continue
-        changed.append(ChangedSetting(key, _format_yaml(value), _format_yaml(known[key]), meanings.get(key, "")))
+        changed.append(ChangedSetting(key, format_yaml(value), format_yaml(known[key]), meanings.get(key, "")))
     return changed
 
 
@@ -160,14 +147,11 @@ def _format_rate(record: RunRecord) -> str:
 
 def _find_defaults(record: RunRecord) -> Section | None:
     """Return the configuration that the run would have without any settings, None if there is none."""
-    kind = next((kind for kind, name in COMMANDS.items() if name == COMMAND_NAMES[record.kind]), None)
-    if kind is None:
-        return None
     values = {}
-    if kind is TrainConfig:
+    if record.kind == "pretrain":
         values = {key: record.setting(key) for key in ("objective", "encoder")}
     try:
-        return kind.model_validate(values)
+        return record.config_class.model_validate(values)
     except ValidationError:  # an objective that needs more, or an encoder of another version
         return None
 
@@ -180,12 +164,3 @@ def _list_meanings(section: Section, prefix: str = "") -> Iterator[tuple[str, st
             yield from _list_meanings(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field.description or ""
-
-
-def _format_yaml(value: Any) -> str:
-    """Return ``value`` in one line of YAML."""
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=1000, sort_keys=False)
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )

@@ -25,6 +25,7 @@ from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from ehm.cli import build_parser, main
 from ehm.config import DetectionConfig, RetrievalConfig, SegmentationConfig, TokenizerConfig
+from ehm.errors import CheckpointError
 from ehm.report.known_figures import GROUPS, KNOWN_FIGURES
 from ehm.report.mistakes import Mistake, save_mistakes
 from ehm.report.next_steps import list_next_steps
@@ -323,6 +324,32 @@ def test_the_command_writes_it_and_a_folder_without_a_run_is_one_sentence(tmp_pa
         error = capsys.readouterr().err
         assert error.startswith(f"ehm report: {tmp_path / folder}: no run there")
         assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("batch_size: 32", "batch_size: many", "optim.batch_size: should be a whole number, not 'many'"),
+        ("ratio: 0.75", "ratio: null", "mask.ratio: should be a number, not None"),
+        ("image_size:\n- 96\n- 96", "image_size: []", "image_size: should be a number of pixels or [height, width]"),
+    ],
+)
+def test_a_configuration_that_was_edited_wrongly_is_one_sentence(old, new, said, tmp_path):
+    run = write_run(tmp_path / "run", pretrain_config(), [{"step": 1, "loss": 1.0}])
+    file = run / "config.yaml"
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(CheckpointError) as error:
+        write_report(run)
+    assert str(error.value).startswith(f"{file}: {said}")
+
+
+def test_keys_that_a_configuration_leaves_out_have_their_defaults(tmp_path):
+    run = write_run(tmp_path / "run", pretrain_config(), [{"step": 1, "loss": 1.0}])
+    (run / "config.yaml").write_text("objective: mae\nencoder: vit_tiny\noptim: {batch_size: 64}\n")
+    assert read_record(run).setting("mask.ratio") == 0.75
+    assert "batch 64, peak rate " in read_text(parse_page(render_page(read_record(run))))
 
 
 def test_a_full_disk_ends_no_run(tmp_path, capsys):
