@@ -140,8 +140,8 @@ def read_record(folder: Path) -> RunRecord:
     if kind is None:
         raise CheckpointError(f"{folder}: no run there; expected the folder that --out of ehm train or finetune named")
     curves = read_curves(folder / "metrics.jsonl")
-    config = _complete_config(config, kind, folder / _CONFIG_FILE)
-    return RunRecord(folder, kind, config, state, curves, _read_metrics(folder / "metrics.json"), newest)
+    completed = _complete_config(config, kind, folder / _CONFIG_FILE)
+    return RunRecord(folder, kind, completed, state, curves, _read_metrics(folder / "metrics.json"), newest)
 
 
 def _complete_config(config: Mapping[str, Any], kind: Kind, origin: Path) -> Mapping[str, Any]:
