@@ -5,6 +5,7 @@ Shapes: n images.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ FOLDS = 5
 """Parts of the images; each part is classified by the others."""
 _IMAGES_PER_CLASS = 10
 """Images that each class should have, if the source has so many classes that some are left out for it."""
+_DATA_KEY = re.compile(r"(?<![\w/.])data\.(source|layout)\b")
+"""A key in the message of an error that the user has set as a key of ``watch``; not the end of a path."""
 _SEED = 0
 """Not ``run.seed``, so that runs with different seeds are measured on the same images."""
 
@@ -89,14 +92,14 @@ def open_watched_images(config: TrainConfig, training: Source, held_out: Source 
 
 def _open_named_images(data: PretrainData, name: str, layout: Layout) -> Source:
     """Open the source ``name``: its validation part if it has one, else all of it."""
-    # without data.classes, which select classes of the other source
-    data = data.model_copy(update={"source": name, "layout": layout, "classes": None})
+    # without data.sources, which are other images, and data.classes, which select classes of theirs
+    changes = {"source": name, "layout": layout, "classes": None, "sources": (), "weight": 1.0}
+    data = data.model_copy(update=changes)
     try:
         source = open_source(data, "train")
         return open_source(data, "val") if source.split == "train" else source
     except DataError as error:
-        # the message is about keys of data, which the user has set as keys of watch
-        raise DataError(str(error).replace("data.", "watch.")) from None
+        raise DataError(_DATA_KEY.sub(r"watch.\1", str(error))) from None
 
 
 def choose_images(source: Source, name: str, most: int) -> WatchedImages:

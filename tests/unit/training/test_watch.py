@@ -1,6 +1,7 @@
 """The choice of images and steps, the noticing of a collapse, and the loop around them without any framework."""
 
 import json
+import re
 import shutil
 import time
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from ehm import backends
 from ehm.analysis.ridge import PENALTIES
 from ehm.config import TrainConfig
-from ehm.data import stratified_folds
+from ehm.data import open_source, stratified_folds
 from ehm.errors import ConfigError, DataError
 from ehm.storage.checkpoint import newest_checkpoint, open_checkpoint
 from ehm.training import watch
@@ -27,7 +28,7 @@ from ehm.training.plan import plan_run
 from ehm.training.pretrain import train
 from ehm.training.waiting import WaitClock
 from ehm.training.watch_plan import WatchPlan
-from ehm.training.watched_images import choose_images
+from ehm.training.watched_images import choose_images, open_watched_images
 
 TINY = [
     "encoder=vit_tiny",
@@ -52,6 +53,20 @@ class Source(SimpleNamespace):
 
     def __len__(self):
         return len(self.labels)
+
+
+def test_a_source_of_its_own_is_watched_without_the_other_sources_of_the_data(images, stripes, tmp_path):
+    data = {"source": str(images), "weight": 2, "sources": [{"source": str(images.parent / "data.more")}]}
+    shutil.copytree(images, tmp_path / "data.more")
+    config = TrainConfig.model_validate({"data": data, "watch": {"source": str(stripes)}})
+    training = open_source(config.data, "train")
+    watched = open_watched_images(config, training, None)
+    assert (len(watched), watched.classes) == (48, 2)
+    # a key of the section data in an error is that of the section watch, and the end of a path stays
+    missing = tmp_path / "data.source"
+    config = TrainConfig.model_validate({"data": data, "watch": {"source": str(missing)}})
+    with pytest.raises(DataError, match=f"^watch.source {re.escape(str(missing))}: there is no such folder"):
+        open_watched_images(config, training, None)
 
 
 def test_images_are_few_and_of_every_class_in_its_share():
