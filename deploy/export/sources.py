@@ -63,7 +63,7 @@ def prepare_export(source: ModelSource, head: Head) -> ImageExportable:
 def require_packages(extras: str, *packages: str) -> None:
     """Raise BackendError that names those of ``packages`` that are not installed, and the extras that bring them.
 
-    It also names a framework if there is none and ``packages`` name none: it would be missed next.
+    If ``packages`` name no framework and none is installed, the error names one too: it would be missed next.
     """
     missing = [package for package in packages if find_spec(package) is None]
     if not missing:

@@ -78,7 +78,7 @@ def _start_reading(
 
 
 def _read_input(predictor: Predictor, named: NamedImage) -> _Input | Prediction:
-    """Return the input that an image gives, or the prediction that says why it gives none."""
+    """Return the input made of an image, or the prediction that says why the image cannot be read."""
     try:
         image = named.load(predictor.sufficient_size)
     except BrokenImage as error:

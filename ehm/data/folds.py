@@ -20,7 +20,7 @@ def stratified_folds(labels: ArrayLike, folds: int, seed: int) -> NDArray[np.int
     shuffled = np.random.default_rng(seed).permutation(len(labels))
     by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
     fold_of = np.empty(len(labels), dtype=np.int64)
-    # dealt on from one class to the next, not begun anew at fold 0, so that whole folds differ by one at most
+    # the next class goes on where the last one ended, not at fold 0 again, so that whole folds differ by one at most
     fold_of[by_class] = np.arange(len(labels)) % folds
     return fold_of
 

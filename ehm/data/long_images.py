@@ -11,7 +11,7 @@ __all__ = ["MOST_PIXELS", "find_central_part", "limit_sides"]
 MOST_PIXELS = 1 << 22
 """Pixels of a resized image, at most: 16 MiB as Pillow keeps them. It covers 256 x 256 and is 64 times as long."""
 _LEAST_RATIO = 16
-"""However large the cover is, a resized image may be so many times as long as that: panoramas stay as they are."""
+"""A resized image may be this many times as long as the cover, however large that is: panoramas stay as they are."""
 
 
 def limit_sides(cover: tuple[int, int]) -> tuple[int, int]:

@@ -101,7 +101,7 @@ class SampleReader:
         unreadable: dict[str, str] = {}
         wanted_indices = indices.tolist()
         for row, wanted in enumerate(wanted_indices):
-            # always so many images ahead that a store has answered by the time they are needed
+            # far enough ahead that a store has answered by the time that the images are needed
             if row % _ROWS_AHEAD == 0:
                 self.fetch_ahead(wanted_indices[row : row + 2 * _ROWS_AHEAD])
             sample = self.read_sample(wanted, epoch)

@@ -129,7 +129,7 @@ class _Worker:
             status = self.process.wait()
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
         # the kernel kills with signal 9 if memory runs out
-        hint = ", most often for want of memory: fewer data.workers need less" if status == -9 else ""
+        hint = ", most often because memory ran out: fewer data.workers need less" if status == -9 else ""
         return DataError(f"a data worker {how}{hint}")
 
 
@@ -153,7 +153,7 @@ class WorkerPool:
         even_share = math.ceil(rows / count)
         least_rows = math.ceil(rows / (count * _TASKS_PER_WORKER))
         self._task_rows = max(min(_TASK_ROWS, even_share), least_rows)
-        # so many batches that every worker has a task and another one waits for it, and one that is being consumed
+        # enough batches for every worker to have a task and another one waiting, and one that is being consumed
         batches = 1 + math.ceil(2 * count * self._task_rows / rows)
         setup = _Setup(reader, batches, rows)
         try:

@@ -30,9 +30,9 @@ STYLES = {"ok": "green", "missing": "yellow", "absent": "dim", "broken": "red", 
 def doctor(device: str = "auto", operators: bool | str = False, json: bool = False) -> int:
     """Print a table, or JSON, of what was found; return 0 if ``device`` can train (``auto``: if any can), else 1.
 
-    With ``operators`` prints the operators that ehm runs instead, or those of a part of it, or those of the network
-    that MODULE:FUNCTION returns, and returns 0 if an NPU has all of them. Raises BackendError for an unknown device,
-    ConfigError for a part or a function that there is not.
+    With ``operators`` it prints the operators instead: all that ehm runs, those of a part of it, or those of the
+    network that MODULE:FUNCTION returns; and it returns 0 if an NPU has all of them. Raises BackendError for an
+    unknown device, ConfigError for an unknown part or function.
     """
     if operators:
         return report_operators(device, json, "" if operators is True else operators)

@@ -155,7 +155,8 @@ def open_to_resume(path: str | Path) -> Checkpoint:
 def find_checkpoint(path: str | Path) -> Checkpoint | None:
     """Open the checkpoint that ``path`` means if it is a folder, or a file of a checkpoint; return None if it is not.
 
-    A folder in the layout of the Hugging Face Hub is none. Raises CheckpointError for others without a checkpoint.
+    It returns None for a folder in the layout of the Hugging Face Hub, too. Raises CheckpointError for other folders
+    without a checkpoint.
     """
     path = Path(path)
     if is_hub_folder(path):

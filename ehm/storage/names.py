@@ -23,7 +23,7 @@ def refuse_undecodable(path: Path, library: str) -> None:
     """Raise ConfigError if ``path`` is no UTF-8, for ``library``, which takes no other paths."""
     if escape_undecodable(str(path)) != str(path):
         raise ConfigError(
-            f"{escape_undecodable(str(path))}: {library} opens paths in UTF-8 only, and this is none; "
+            f"{escape_undecodable(str(path))}: {library} opens paths in UTF-8 only, and this is not UTF-8; "
             "rename the folder, or give a link to it"
         )
 

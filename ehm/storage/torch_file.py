@@ -201,7 +201,7 @@ class _TensorUnpickler(pickle.Unpickler):
         super().__init__(stream, encoding="utf-8")
         self._read_numbers = read_numbers
         self._storages: dict[str, NDArray[Any]] = {}
-        # made anew for each file, because a pickle may set attributes of what it names
+        # made for each file, because a pickle may set attributes of what it names
         stand_ins = {name: type("StandIn", (StandIn,), {}) for name in (*classes, "argparse.Namespace")}
         self._admitted: dict[str, Any] = {
             "collections.OrderedDict": OrderedDict,

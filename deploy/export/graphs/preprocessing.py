@@ -120,7 +120,7 @@ class _PixelGraph(Nodes):
         most_h, most_w = limit_sides(self.rule.cover)
         size = self.add_node("Shape", [images], "pixels/full_size", start=1, end=3)
         swapped = self.add_node("Gather", [size, self.add_integers("pixels.swap", 1, 0)], "pixels/turned")
-        # each side may be so many times the other one
+        # the longest that each side may be beside the other one
         scaled = self.add_node("Mul", [swapped, self.add_integers("pixels.most", most_h, most_w)], "pixels/long")
         most = self.add_node("Div", [scaled, self.add_integers("pixels.short", cover_w, cover_h)], "pixels/longest")
         over = self.add_node("Sub", [size, most], "pixels/over")

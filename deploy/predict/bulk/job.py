@@ -93,7 +93,7 @@ class _BulkConfig(Section):
 def open_images(source: str, overrides: Sequence[str], manifest: Manifest) -> Source:
     """Open all images of ``source``, anything that data.source takes, with ``overrides`` as ``data.KEY=VALUE``.
 
-    Raises ConfigError for a key that there is not, and DataError without images.
+    Raises ConfigError for an unknown key, and DataError without images.
     """
     data = load_config(_BulkConfig, None, overrides).data
     pixels = manifest.preprocessing.pixels

@@ -147,7 +147,7 @@ class _Timer:
         self._pending: asyncio.TimerHandle | None = None
 
     def start(self, seconds: float, function: Callable[[], object]) -> None:
-        """Call a function in so many seconds, unless a call is pending already."""
+        """Call a function after that number of seconds, unless a call is pending already."""
         if self._pending is None:
             self._pending = asyncio.get_running_loop().call_later(seconds, function)
 

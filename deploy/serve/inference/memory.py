@@ -35,7 +35,7 @@ class Memory:
         self._most = most
 
     def hold(self, record: Record, count: int) -> None:
-        """Account for so many bytes until `release`; RequestError (413, 429) if there are too many."""
+        """Account for ``count`` bytes until `release`; RequestError (413, 429) if there are too many."""
         self._hold_bytes(record, count, "the request")
 
     def hold_answer(self, record: Record, count: int) -> None:

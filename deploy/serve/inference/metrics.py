@@ -113,7 +113,7 @@ class ModelMetrics:
         self._run = metrics.batch_seconds.labels(name)
 
     def change_waiting(self, change: int) -> None:
-        """Count so many more, or fewer, images that wait."""
+        """Change the number of images that wait."""
         self._waiting.inc(change)
 
     def observe_batch(self, size: int, waited: Sequence[float], seconds: float) -> None:

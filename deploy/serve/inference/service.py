@@ -103,7 +103,7 @@ class Service:
         return record
 
     def hold_bytes(self, request: Request, count: int) -> None:
-        """Account for so many bytes until the request is answered; RequestError if there are too many."""
+        """Account for ``count`` bytes until the request is answered; RequestError if there are too many."""
         self.memory.hold(self.get_record(request), count)
 
     async def infer(

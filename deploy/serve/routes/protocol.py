@@ -28,7 +28,7 @@ _DATATYPES = {"float32": "FP32", "uint8": "UINT8", "uint16": "UINT16", "int64": 
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """An output that was asked for: in binary or JSON, and as values or as so many ``classes``."""
+    """An output that was asked for: in binary or JSON, and as values or as that number of ``classes``."""
 
     name: str
     binary: bool = False

@@ -16,7 +16,7 @@ from ehm.data.decoding.orientation import read_orientation, turn_size
 __all__ = ["MARGIN", "reduce_while_decoding"]
 
 MARGIN = 2.5
-"""A reduced image is at least so many times as large as needed, in both directions."""
+"""The least ratio of a reduced image to the size that is needed, in both directions."""
 
 _FORMATS = ("JPEG", "MPO")  # MPO is a JPEG with further images behind it, which many telephones write
 _SCALES = (8, 4, 2)

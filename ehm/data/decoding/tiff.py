@@ -182,7 +182,7 @@ def _describe_page(tags: ImageFileDirectory_v2, most_samples: int) -> Tiff | Non
 
 
 def _choose_dtype(bits: int, kind: str) -> np.dtype[Any] | None:
-    """Return the smallest type of NumPy's that holds values of so many bits; None if there is none."""
+    """Return the smallest type of NumPy's that holds values of ``bits`` bits; None if there is none."""
     if kind not in ("u", "i", "f") or not 1 <= bits <= 64:
         return None
     size = 2 ** max(0, math.ceil(math.log2(bits / 8)))

@@ -124,7 +124,7 @@ class Segments:
 def read_segments(
     tags: ImageFileDirectory_v2, size: tuple[int, int], planes: int, bits: int, file: IO[bytes]
 ) -> Segments:
-    """Find the segments of an image of ``size`` (width, height), of whose pixels a plane has ``bits`` bits.
+    """Find the segments of an image of ``size`` (width, height); a pixel has ``bits`` bits in each of the ``planes``.
 
     Raises OSError if tags are missing, contradict each other or the file's size, or name another compression.
     """

@@ -186,7 +186,7 @@ def _check_part(
 
 
 def _read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    """Read the values of an IDX file of bytes in so many ``dimensions``; DataError names what is wrong with it."""
+    """Read the values of an IDX file of bytes with that number of ``dimensions``; DataError says what is wrong."""
     data = _read_bytes(path)
     start = bytes([0, 0, _UBYTE, dimensions])
     if not data.startswith(start):

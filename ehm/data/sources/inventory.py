@@ -33,7 +33,7 @@ PICTURES = (
 )
 ARCHIVES = "7z arrow beton h5 hdf5 lmdb mdb parquet rar rec tar tbz2 tfrecord tfrecords tgz txz tzst zip"
 UNREAD_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{PICTURES} {ARCHIVES}".split())
-"""Suffixes of files that may well be meant as images or samples, and that no source of image files reads."""
+"""Suffixes of files that may be meant as images or samples, and that no source of image files reads."""
 
 _COMPRESSED = frozenset({".bz2", ".gz", ".xz", ".zst"})
 

@@ -247,7 +247,7 @@ def _match_masks(source: str, root: Path, images: Path, masks: Path, unused: Unu
 
 
 def _number_classes(config: SegmentationData, source: PairSource) -> PairSource:
-    """Give the source classes 0 to the largest value in any mask, for want of names."""
+    """Name the classes by their numbers, from 0 to the largest value in any mask: nothing else says their names."""
     largest = max(map_in_threads(partial(_find_largest, source), range(len(source)), config.workers), default=-1)
     if largest < 0:
         problems = check_pairs(source, range(1), 0)

@@ -122,7 +122,7 @@ def list_visible_folders(root: Path) -> list[str]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Return whether an entry of a folder is a folder, or a link to one; a link that leads to itself is none."""
+    """Return whether an entry of a folder is a folder, or a link to one; a link that leads to itself is not."""
     try:
         return entry.is_dir()
     except OSError:

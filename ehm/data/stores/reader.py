@@ -60,7 +60,7 @@ class StoreReader:
         keys = [key for key in dict.fromkeys(keys) if key not in self._ahead]
         if not keys:
             return
-        if len(self._ahead) > _MOST_AHEAD:  # nobody came for them
+        if len(self._ahead) > _MOST_AHEAD:  # they were never read
             self._ahead.clear()
         if self._threads is None:
             self._threads = ThreadPoolExecutor(2, thread_name_prefix="store")

@@ -2,8 +2,8 @@
 
 [{"image_id": 42102, "text_in": "How many people are there in the image?", "text_out": "1", "n_obj_exist": 3}, …]
 
-Of the text that is read only the object is kept, and the question is written anew: in the published vcr_mci.json all
-questions whose answer is Yes say "exist", and all others "exis". Questions that occur twice stay, as the published
+Only the object is taken from the text that is read, and the question is written again: in the published vcr_mci.json
+all questions whose answer is Yes say "exist", and all others "exis". Questions that occur twice stay, as the published
 figures count them.
 """
 

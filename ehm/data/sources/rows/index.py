@@ -35,7 +35,8 @@ _VERSION = "rows-v1"
 class RowIndex:
     """The rows of one file: the numbers of ``rows`` and bytes (``sizes``) of each group, and each row's name and label.
 
-    ``labels`` (n,) number ``values``, the texts or numbers of the classes of this file in sorted order; -1 is none.
+    ``labels`` (n,) number ``values``, the texts or numbers of the classes of this file in sorted order; -1 stands for
+    no label.
     """
 
     image: str
