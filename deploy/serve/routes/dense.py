@@ -68,7 +68,7 @@ async def segment(
     model: Model = None,
     png: Annotated[bool, Query(description="answer with the mask alone, as a file")] = False,
 ) -> Any:
-    """The class of each pixel of an image, sent as for classify; `?png=true` answers with a label image."""
+    """Return the class of each pixel of an image, sent as for classify; `?png=true` answers with a label image."""
     served = service.find_model(request, model)
     handler = served.require_handler(SegmentationHandler)
     upload = await service.read_image(request, served)
@@ -104,7 +104,7 @@ async def detect(
     masks: Annotated[bool, Query(description="with masks, if the model gives any")] = True,
     score: Annotated[float, Query(ge=0, le=1, description="of an object, at least; the bundle's if that is more")] = 0,
 ) -> Detection:
-    """The objects in an image, sent as for classify."""
+    """Return the objects in an image, sent as for classify."""
     served = service.find_model(request, model)
     handler = served.require_handler(DetectionHandler)
     upload = await service.read_image(request, served)

@@ -73,7 +73,7 @@ async def classify(
     model: Model = None,
     top: Annotated[int, Query(ge=1, description="how many classes")] = 5,
 ) -> Classes:
-    """The likeliest classes of an image, with probabilities.
+    """Return the likeliest classes of an image, with probabilities.
 
     The image file is the whole body (`curl --data-binary @photo.jpg`) or the field `image` of a form
     (`curl -F image=@photo.jpg`).
@@ -89,7 +89,7 @@ async def classify(
 
 @router.post("/embed", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def embed(service: Served, request: Request, model: Model = None) -> Features:
-    """The features of an image, sent as for classify."""
+    """Return the features of an image, sent as for classify."""
     served = service.find_model(request, model)
     row, file = await compute_row(service, request, served, "features")
     return Features(model=served.name, version=served.version, image=file, features=row.tolist())

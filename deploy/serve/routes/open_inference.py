@@ -69,7 +69,7 @@ Asked = Annotated[ServedModel, Depends(_find_model)]
 
 @router.get("", response_model=ServerMetadata)
 async def server_metadata() -> dict[str, Any]:
-    """Name, version and extensions of the server."""
+    """Return the name, the version and the extensions of the server."""
     return {"name": "ehm", "version": ehm.__version__, "extensions": _EXTENSIONS}
 
 
@@ -88,7 +88,7 @@ async def server_ready(service: Served) -> JSONResponse:
 @router.get("/models/{model}", response_model=ModelMetadata)
 @router.get("/models/{model}/versions/{version}", response_model=ModelMetadata, openapi_extra=_VERSION)
 async def model_metadata(asked: Asked) -> dict[str, Any]:
-    """Inputs and outputs of a model."""
+    """Return the inputs and outputs of a model."""
     return describe_model(asked.manifest, asked.name, asked.version)
 
 

@@ -148,7 +148,7 @@ class Hierarchy(Answer):
 
 @router.get("/v1/about")
 async def about(service: Served, index: Searched) -> Facts:
-    """The models, what they give, and the index."""
+    """Return the models, what they give, and the size of the index."""
     models = [
         ModelFacts(
             name=name,
@@ -165,7 +165,7 @@ async def about(service: Served, index: Searched) -> Facts:
 
 @router.post("/v1/view", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def view(service: Served, request: Request, model: Model = None) -> View:
-    """The image as the server reads it, and the region of it that a model sees."""
+    """Return the image as the server reads it, and the region of it that a model sees."""
     served = service.find_model(request, model)
     upload = await service.read_image(request, served)
     picture = await service.offload(request, to_photograph, upload.image, served.manifest.preprocessing.pixels)
@@ -194,7 +194,7 @@ async def neighbours(
     model: Model = None,
     top: Annotated[int, Query(ge=1, le=100, description="how many images")] = 8,
 ) -> Neighbours:
-    """The images of the index whose features are most like this image's, by cosine."""
+    """Return the images of the index whose features are most like those of this image, by cosine."""
     if index is None:
         raise RequestError(404, "this server has no index; ehm serve --index DIR gives it one")
     served = service.find_model(request, model)
@@ -208,7 +208,7 @@ async def neighbours(
 @router.get("/v1/index/{number}", response_class=Response, responses={200: {"content": {"image/jpeg": BINARY}}})
 # the number, not a path, names an image: a client cannot ask for other files
 async def thumbnail(service: Served, index: Searched, request: Request, number: int) -> Response:
-    """A small JPEG of an image of the index, by its number."""
+    """Return a small JPEG of an image of the index, by its number."""
     if index is None or not 0 <= number < len(index):
         raise RequestError(404, f"there is no image {str(number)[:20]} in the index")
     pixels = RGB_BYTES
@@ -233,7 +233,7 @@ async def thumbnail(service: Served, index: Searched, request: Request, number: 
 
 @router.post("/v1/parts", openapi_extra=IMAGE, response_model_exclude_none=True)
 async def parts(service: Served, request: Request, model: Model = None) -> Hierarchy:
-    """The parts of what a model sees of an image, at several depths of their hierarchy."""
+    """Return the parts of what a model sees of an image, at several depths of their hierarchy."""
     served = service.find_model(request, model)
     if served.manifest.output("patches") is None:
         raise RequestError(

@@ -45,7 +45,7 @@ class Parts:
 
 
 def take_apart(patches: NDArray[np.float32]) -> Parts:
-    """Average linkage (Eq. 5-13) of the cosines between patch features (D, h, w).
+    """Return the tree of parts by average linkage (Eq. 5-13) of the cosines between patch features (D, h, w).
 
     Levels are spread evenly from 1 to the tree's height. Raises DataError for features that make no tree.
     """
