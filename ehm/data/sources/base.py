@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.data.decoding.channels import load_image
 
-__all__ = ["UNLABELLED", "FileSource", "Names", "Source", "Split", "StoredSource", "WithoutClasses"]
+__all__ = ["MOST_CLASSES", "UNLABELLED", "FileSource", "Names", "Source", "Split", "StoredSource", "WithoutClasses"]
 
 Split = Literal["all", "train", "val"]
+MOST_CLASSES = 10_000_000
+"""The first number that is no class: it is a mistake, such as the number of an image, and the names of so many classes,
+which are numbered from 0, would fill the memory."""
 UNLABELLED = -1
 """The label of an image that has none, in indexes of shards and rows."""
 

@@ -24,7 +24,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.sources.base import UNLABELLED
+from ehm.data.sources.base import MOST_CLASSES, UNLABELLED
 from ehm.data.sources.image_files import has_image_suffix
 from ehm.data.sources.inventory import HIDDEN, OTHER_FORMAT, Unused, is_unread_suffix
 from ehm.data.stores.cache import INDEX, lock_file
@@ -42,8 +42,6 @@ WITHOUT_IMAGE = "of samples without an image"
 LINKS = "stored as links, without bytes"
 
 _VERSION = "v2"
-_MOST_CLASSES = 2**31
-"""The first number that is no class: it is a mistake, and would make a classifier that fits into no memory."""
 _BUFFER = 1 << 16
 """Bytes that are read at a time: the headers of several small members lie in them."""
 _META = re.compile(r"__[^/]*__($|/)")
@@ -248,6 +246,6 @@ def _read_label(file: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> int
         value = value.get("label")
     if not isinstance(value, int):
         return UNLABELLED
-    if value >= _MOST_CLASSES:
+    if value >= MOST_CLASSES:
         raise DataError(f"data.source: {file}/{member.name}: {describe_value(value)} is no number of a class")
     return value

@@ -18,7 +18,7 @@ from typing import Any
 from ehm.config import DetectionData
 from ehm.data.decoding.decode import read_head
 from ehm.data.decoding.orientation import Annotated
-from ehm.data.sources.base import Split
+from ehm.data.sources.base import MOST_CLASSES, Split
 from ehm.data.sources.coco import CocoSource
 from ehm.data.sources.inventory import Unused, describe_layout, describe_parts
 from ehm.data.sources.parts import Part, no_validation_part
@@ -133,6 +133,8 @@ def read_label_file(file: Path, classes: int, masks: bool) -> list[Row]:
             )
         if classes and number >= classes:
             raise DataError(f"{place}: class {number} has no name; there are {classes}, from 0 to {classes - 1}")
+        if number >= MOST_CLASSES:
+            raise DataError(f"{place}: {number:,} is no number of a class")
         if not all(-_SLACK <= value <= 1 + _SLACK for value in values):
             raise DataError(f"{place}: {shorten(text)}: coordinates should be shares of the image, from 0 to 1")
         if masks and not is_polygon:

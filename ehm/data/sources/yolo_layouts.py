@@ -110,7 +110,7 @@ def _read_description(source: str, file: Path) -> YoloFiles:
 def _read_names(file: Path, names: Any) -> tuple[str, ...]:
     if names is None:
         return ()
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, list) or not names:
         raise DataError(f"{file}: names should be a list of classes, or a mapping from 0, 1, ... to them")

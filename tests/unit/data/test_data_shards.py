@@ -99,6 +99,9 @@ def test_labels_from_json(tmp_path):
     assert opened(write(tmp_path / "s.tar", members)).labels.tolist() == [4, 2]
     with pytest.raises(DataError, match=r"t\.tar/a\.cls is neither a class number"):
         opened(write(tmp_path / "t.tar", [("a.cls", b"cat"), ("a.png", picture(1))]))
+    # the number of an image: the names of so many classes would fill the memory
+    with pytest.raises(DataError, match=r"u\.tar/a\.cls: 1000123456 is no number of a class"):
+        opened(write(tmp_path / "u.tar", [("a.cls", b"1000123456"), ("a.png", picture(1))]))
 
 
 def test_train_and_val_folders(tmp_path):

@@ -150,6 +150,15 @@ def test_what_is_wrong_is_said_with_the_line(tmp_path, text, masks, message):
     assert str(tmp_path / "labels" / "a.txt") in str(raised.value)
 
 
+def test_a_number_that_can_be_no_class_is_refused_where_nothing_names_the_classes(tmp_path):
+    """The names of a billion classes would fill the memory."""
+    write_images(tmp_path / "images")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("1000000000 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(DataError, match=r"a\.txt: line 1: 1,000,000,000 is no number of a class"):
+        open_yolo(tmp_path)
+
+
 def test_descriptions_that_cannot_be_followed(tmp_path):
     file = tmp_path / "data.yaml"
     write_images(tmp_path / "images")
@@ -158,6 +167,7 @@ def test_descriptions_that_cannot_be_followed(tmp_path):
         ("train: nowhere\nnames: [a]\n", "nowhere is not there"),
         ("train: images\nnames: [a, a]\n", "names the class a twice"),
         ("train: images\nnames: {1: a}\n", "names should be a list of classes"),
+        ("train: images\nnames: {0: a, b: c}\n", "names should be a list of classes"),
         ("train: images\nnames: [a]\nkpt_shape: [17, 3]\n", "describes key points"),
         ("train: images\n", "none of its label files has an object"),
     ):

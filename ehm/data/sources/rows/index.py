@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ehm.data.sources.base import UNLABELLED
+from ehm.data.sources.base import MOST_CLASSES, UNLABELLED
 from ehm.data.sources.rows.columns import RowColumns, choose_columns
 from ehm.data.sources.rows.files import RowFile, open_row_file
 from ehm.data.stores.cache import INDEX, Cache, lock_file
@@ -77,7 +77,7 @@ def _index_rows(opened: RowFile, columns: RowColumns, file: StoredFile) -> RowIn
         if columns.label:
             cells += opened.read_column(group, columns.label).to_pylist()
     present = [cell for cell in cells if cell is not None]
-    if any(isinstance(cell, int) and cell >= 2**31 for cell in present):
+    if any(isinstance(cell, int) and cell >= MOST_CLASSES for cell in present):
         raise DataError(f"data.source: {columns.label} of {file} holds {max(present):,}, which is no number of a class")
     values = sorted(set(present))
     numbers = {value: number for number, value in enumerate(values)}
