@@ -218,7 +218,7 @@ def merge_config(
     checkpoint. Raises ConfigError if the keys do not go with the model.
     """
     stored = checkpoint.metadata["config"]
-    given = load_config(kind, config or stored, overrides)
+    given = load_config(kind, config or _drop_other_sources(stored, overrides), overrides)
     given_values = given.model_dump()
     changed = {key: given_values[key] for key in measured_keys}
     # validated again, so that keys which contradict each other are an error
@@ -231,6 +231,15 @@ def merge_config(
     # if there was a moving average, the parameters in the checkpoint are the average
     optim = given.optim.model_copy(update={"ema_decay": None})
     return own.model_copy(update={"data": given.data, "folds": given.folds, "fold": given.fold, "optim": optim})
+
+
+def _drop_other_sources(config: Mapping[str, Any], overrides: Sequence[str]) -> Mapping[str, Any]:
+    """Return ``config`` without ``data.sources`` if ``overrides`` name other images to measure, by ``data.source``."""
+    overridden = {override.partition("=")[0] for override in overrides}
+    if "data.source" not in overridden or "data.sources" in overridden:
+        return config
+    data = {key: value for key, value in config["data"].items() if key not in ("sources", "weight")}
+    return {**config, "data": data}
 
 
 def load_learner(learner: TaskLearner, checkpoint: Checkpoint) -> None:

@@ -31,6 +31,7 @@ from ehm.errors import ConfigError, DataError
 from ehm.models.shapes import spec_from_settings, spec_to_json
 from ehm.storage.arrays import LearnerState
 from ehm.storage.checkpoint import open_checkpoint, save_checkpoint
+from ehm.tasks.base import merge_config
 from ehm.tasks.classification.task import Classification
 from ehm.tasks.detection.task import Detection
 from ehm.tasks.retrieval.task import Retrieval
@@ -351,3 +352,16 @@ def test_calibration_of_a_pretrained_encoder_takes_the_classes_that_it_was_train
     calibration, measured = choose_images(CalibrationConfig(images=4), source)
     expected = {f"{number:02d}.png" for number in range(IMAGES) if number % 6 in (1, 4)}
     assert names(calibration.subset) | names(measured.subset) == expected
+
+
+def test_a_source_that_is_named_to_measure_on_is_measured_alone():
+    data = {"source": "a", "weight": 2.0, "sources": [{"source": "b"}], "crop_pct": 0.9}
+    metadata = {"config": FinetuneConfig.model_validate({"data": data}).model_dump(mode="json")}
+    checkpoint = SimpleNamespace(metadata=metadata, folder=Path("run"))
+    kept = merge_config(FinetuneConfig, checkpoint, None, [])
+    assert [each.source for each, _ in kept.data.each_source] == ["a", "b"]
+    other = merge_config(FinetuneConfig, checkpoint, None, ["data.source=c"])
+    assert [each.source for each, _ in other.data.each_source] == ["c"]
+    assert other.data.crop_pct == 0.9
+    several = merge_config(FinetuneConfig, checkpoint, None, ["data.source=c", "data.sources=[{source: d}]"])
+    assert [each.source for each, _ in several.data.each_source] == ["c", "d"]
