@@ -182,7 +182,7 @@ def build_plain(name: str, device: torch.device) -> tuple[Callable[..., Any], to
         visible = patches // 4
         order = torch.rand(batch, patches, device=device).argsort(dim=1)
         restore = order.argsort(dim=1)
-        tokens = model._with_class_token(gather_tokens(tokens, order[:, :visible]))
+        tokens = model.prepend_prefix(gather_tokens(tokens, order[:, :visible]))
         for block in model.blocks:
             tokens = block(tokens)
         tokens = model.decoder_embed(model.norm(tokens))

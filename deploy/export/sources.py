@@ -107,7 +107,7 @@ def _prepare_network(
         reference = _compute_with_torch(source, head, weights)
     else:
         module = import_module(f"ehm.backends.{framework}.export.module")
-        reference = module.reference(network, outputs, image_size)
+        reference = module.build_reference(network, outputs, image_size)
 
     def make(config: ExportConfig) -> ModelProto:
         if config.dynamic_size and not takes_any_size:

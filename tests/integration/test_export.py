@@ -185,7 +185,7 @@ session = onnxruntime.InferenceSession(sys.argv.pop(1))
 mindspore, module = types.ModuleType("mindspore"), types.ModuleType("module")
 mindspore.__spec__ = importlib.machinery.ModuleSpec("mindspore", None)
 forward = lambda x: dict(zip(["logits"], session.run(None, {"images": x})))
-module.reference = lambda weights, outputs, image_size: (forward, "mindspore 2.10.0, cpu, float32")
+module.build_reference = lambda weights, outputs, image_size: (forward, "mindspore 2.10.0, cpu, float32")
 sys.modules |= {"mindspore": mindspore, "ehm.backends.mindspore.export.module": module}
 version = importlib.metadata.version
 importlib.metadata.version = lambda name: "2.10.0" if name == "mindspore" else version(name)

@@ -23,7 +23,7 @@ from ehm.models.heads import Output, Reference
 from ehm.models.weights import Weights
 from ehm.storage.arrays import take_prefix
 
-__all__ = ["reference"]
+__all__ = ["build_reference"]
 
 _COUNTER = "num_batches_tracked"
 """End of the name of a batch norm's counter, which changes nothing in evaluation and is not assembled."""
@@ -31,7 +31,7 @@ _COUNTER = "num_batches_tracked"
 Compute = Callable[[Tensor], tuple[Tensor, ...]]
 
 
-def reference(weights: Weights, outputs: Sequence[Output], image_size: tuple[int, int]) -> Reference:
+def build_reference(weights: Weights, outputs: Sequence[Output], image_size: tuple[int, int]) -> Reference:
     """Return MindSpore's computation of a network that :func:`ehm.models.assembling.assemble_network` gave.
 
     It is in float32 on the CPU, of images of ``image_size``.

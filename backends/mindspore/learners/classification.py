@@ -168,6 +168,15 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * ops.log_softmax(logits.astype(ms.float32), axis=-1)).sum(axis=-1).mean()
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weights: Tensor) -> Tensor:
+    """Compute the mean binary cross entropy over images and labels, in float32: (B, C), (B, C) -> scalar.
+
+    ``positive_weights`` (C,) are factors of the part of the loss that present labels have.
+    """
+    ones = ops.ones_like(targets)
+    return ops.BCEWithLogitsLoss("mean")(logits.astype(ms.float32), targets, ones, positive_weights)
+
+
 @contextmanager
 def _normal_head(model: nn.Cell) -> Iterator[None]:
     """Give the classifier normal weights (standard deviation 0.02, seed 0) and no bias for a while."""
@@ -185,15 +194,6 @@ def _normal_head(model: nn.Cell) -> Iterator[None]:
     finally:
         for parameter, value in own:
             set_values(parameter, value)
-
-
-def binary_cross_entropy(logits: Tensor, targets: Tensor, positive_weights: Tensor) -> Tensor:
-    """Compute the mean binary cross entropy over images and labels, in float32: (B, C), (B, C) -> scalar.
-
-    ``positive_weights`` (C,) are factors of the part of the loss that present labels have.
-    """
-    ones = ops.ones_like(targets)
-    return ops.BCEWithLogitsLoss("mean")(logits.astype(ms.float32), targets, ones, positive_weights)
 
 
 TASK_LEARNER = MindsporeClassifier

@@ -39,10 +39,10 @@ from ehm.models.pyramid import list_ends_of_thirds
 from ehm.models.weights import LoadedModel, Provenance, Weights, number_labels
 from ehm.storage.arrays import Arrays, add_prefix, take_prefix
 
-__all__ = ["build_trained_vit", "compute_with_torch", "load_module", "make_network", "reference"]
+__all__ = ["build_reference", "build_trained_vit", "compute_with_torch", "load_module", "make_network"]
 
 
-def reference(weights: Weights, outputs: Sequence[Output], image_size: tuple[int, int]) -> Reference:
+def build_reference(weights: Weights, outputs: Sequence[Output], image_size: tuple[int, int]) -> Reference:
     """Return torch's computation of a ViT that :func:`ehm.models.assembling.assemble_network` gave."""
     return compute_with_torch(Heads(build_trained_vit(weights), outputs))
 

@@ -44,7 +44,7 @@ class FrozenLanguageModel:
         self._prompts = PromptTokenizer(tokenizer, config)
         self._embedding: Any = model.get_input_embeddings()
         self.width: int = self._embedding.weight.shape[1]
-        self._head_ids = torch.tensor([self._prompts.head()], device=device)
+        self._head_ids = torch.tensor([self._prompts.tokenize_head()], device=device)
         self._stops = self._find_stops()
         self._adds_nothing_to_logits = self._compare_logits()
         if recomputes:
@@ -76,7 +76,7 @@ class FrozenLanguageModel:
 
     def sum_losses(self, visual: Tensor, prompts: Sequence[str], answers: Sequence[str]) -> Tensor:
         """Return the cross entropy summed over all tokens of all answers: (B, K, W) -> scalar, float32."""
-        tail = self._prompts.tail(prompts, answers)
+        tail = self._prompts.tokenize_tail(prompts, answers)
         embedded = self._join(visual, tail)
         self._check_length(embedded.shape[1])
         # the token at each place is predicted from the place before it
@@ -94,7 +94,7 @@ class FrozenLanguageModel:
         """Return the likeliest words behind each prompt, ``language.most`` tokens or a sentence: (B, K, W) -> texts."""
         most = self._config.most
         # on the left, so that all rows end with the last token of their prompt
-        tail = self._prompts.tail(prompts)
+        tail = self._prompts.tokenize_tail(prompts)
         embedded, mask = _shift_right(self._join(visual, tail), tail.mask.to(self._device))
         self._check_length(embedded.shape[1] + most)
         with torch.autocast(self._device.type, enabled=False):

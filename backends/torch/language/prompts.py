@@ -48,7 +48,7 @@ class PromptTokenizer:
         has_own_blank = first_token.startswith(_BLANK)
         self._answer_prefix = "" if config.chat or has_own_blank else " "
 
-    def head(self) -> list[int]:
+    def tokenize_head(self) -> list[int]:
         """Return the tokens before an image, which are the same for all prompts."""
         if self._config.chat:
             return self._tokenize(self._split_chat("")[0])
@@ -56,7 +56,7 @@ class PromptTokenizer:
         first = self._tokenizer.bos_token_id
         return ids if first is None else [first, *ids]
 
-    def tail(self, prompts: Sequence[str], answers: Sequence[str] | None = None) -> Tail:
+    def tokenize_tail(self, prompts: Sequence[str], answers: Sequence[str] | None = None) -> Tail:
         """Return the tokens behind the images of a batch: prompts, with ``answers`` too if there are any.
 
         Short rows are padded on the right.

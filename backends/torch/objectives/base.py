@@ -48,13 +48,13 @@ class TorchObjective(ABC):
         """Compute from normalised images (B, 3, H, W), outside the model, what its ``forward`` takes by keyword."""
         return {}
 
+    def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Compute figures to log, by name, from the targets of some images."""
+        return {}
+
     @abstractmethod
     def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
         """Predict every patch of normalised images (B, 3, H, W), from indices (B, ...) as ``forward`` takes them.
 
         ``model`` is the trained one, in evaluation mode; the caller has switched off gradients.
         """
-
-    def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Compute figures to log, by name, from the targets of some images."""
-        return {}

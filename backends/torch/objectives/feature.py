@@ -105,12 +105,6 @@ class TorchFeature(TorchObjective):
         with gather_parameters([self.teacher]), autocast_to(self.device, self._dtype):
             return {"features": compute_patch_features(self.teacher, images, self._averaged_blocks)}
 
-    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
-        """See :meth:`TorchObjective.reconstruct`."""
-        features = self.compute_targets(images)["features"]
-        predicted = model.predict(images, visible, restore, index_all_patches(restore)).float()
-        return reconstruct_features(compute_cosine(predicted, features).cpu().numpy())
-
     def describe_targets(self, targets: dict[str, Tensor]) -> dict[str, Tensor]:
         """See :meth:`TorchObjective.describe_targets`.
 
@@ -119,6 +113,12 @@ class TorchFeature(TorchObjective):
         """
         variance, _ = torch.var_mean(targets["features"], dim=0, correction=0)
         return {"target_spread": variance.sqrt().mean()}
+
+    def reconstruct(self, model: Any, images: Tensor, visible: Tensor, restore: Tensor) -> Reconstruction:
+        """See :meth:`TorchObjective.reconstruct`."""
+        features = self.compute_targets(images)["features"]
+        predicted = model.predict(images, visible, restore, index_all_patches(restore)).float()
+        return reconstruct_features(compute_cosine(predicted, features).cpu().numpy())
 
 
 def compute_patch_features(teacher: VisibleEncoder, images: Tensor, averaged_blocks: int = 0) -> Tensor:

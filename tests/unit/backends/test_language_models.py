@@ -140,8 +140,8 @@ def test_a_batch_answers_as_one_by_one_and_as_the_plainest_loop(opened):
 def test_a_chat_is_put_around_the_image(folder):
     config = LanguageConfig(source=str(folder), chat=True, **WORDS)
     model, _ = FrozenLanguageModel.open(config, CPU)
-    tail = model._prompts.tail(["question: which?"], ["red"])
-    said = [*model._prompts.head(), *tail.ids[0].tolist()]
+    tail = model._prompts.tokenize_tail(["question: which?"], ["red"])
+    said = [*model._prompts.tokenize_head(), *tail.ids[0].tolist()]
     whole = "<s> the image shows a .question: which? </s> answer :red"
     assert model.tokenizer.decode(said).replace(" ", "") == f"{whole}</s>".replace(" ", "")
     assert model.tokenizer.decode(tail.ids[0][tail.is_answer[0]]).replace(" ", "") == "red</s>"

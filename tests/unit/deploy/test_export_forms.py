@@ -5,7 +5,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from ehm.backends.torch.export.module import reference
+from ehm.backends.torch.export.module import build_reference
 from ehm.config.encoders import Rotary, VitForm, VitSpec
 from ehm.deploy.export.graphs.network import make_graph
 from ehm.models.heads import list_outputs
@@ -79,7 +79,7 @@ def make_weights(name):
 def test_a_graph_computes_what_timms_class_computes(name):
     weights = make_weights(name)
     outputs = list_outputs("multi", True)
-    compute, _ = reference(weights, outputs, weights.spec.image_size)
+    compute, _ = build_reference(weights, outputs, weights.spec.image_size)
     images = np.random.default_rng(4).normal(size=(3, 3, *weights.spec.image_size)).astype(np.float32)
     expected = compute(images)
     for opset, target in ((17, "portable"), (18, "ascend"), (17, "onnxruntime")):
