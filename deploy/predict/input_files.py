@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def find_images(images: str | Path | Sequence[str | Path], pixels: PixelFormat =
                 f"ehm predict {name} --bundle DIR --out FOLDER"
             )
     for path in map(Path, paths):
-        if not path.is_dir():
+        if not os.path.isdir(path):  # which raises nothing for a name that is too long
             files.append(path)
             continue
         with read_suffixes(suffixes):

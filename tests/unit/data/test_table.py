@@ -160,12 +160,16 @@ def test_files_that_are_no_tables_are_refused(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"file": "x.png"}\n[1]\n')
     (tmp_path / "t.parquet").write_text("no Parquet")
     (tmp_path / "t.csv").write_bytes(b"file\n\xff\n")
+    (tmp_path / "empty.csv").touch()
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "long.csv").write_text("x" * 200_000)  # one cell, as in a file that is no table
     for name, message in (
         ("t.jsonl", "line 2: not an object in braces"),
         ("t.parquet", "not a Parquet file"),
         ("t.csv", "not a table in UTF-8"),
         ("long.csv", "not a table: field larger than field limit"),
+        ("empty.csv", "has no columns: it is empty"),
+        ("empty.jsonl", "has no columns: it is empty"),
     ):
         with pytest.raises(DataError, match=message):
             open_columns(tmp_path / name)

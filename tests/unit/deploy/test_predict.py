@@ -100,13 +100,15 @@ def test_a_broken_image_is_reported_and_the_others_go_on(classifier, tmp_path, c
     bad = tmp_path / "bad.png"
     gone = tmp_path / "gone.png"
     bad.write_bytes(good.read_bytes()[:60])
-    assert main([classifier, bad, good, gone], top=1) == 1
+    too_long = tmp_path / f"{'n' * 300}.png"
+    assert main([classifier, bad, good, gone, too_long], top=1) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[0] == str(good)
     assert out.split() == [str(good), out.split()[1], "red"]
     assert f"{bad}: " in err
     assert f"{gone}: No such file or directory" in err
-    assert "2 of 3 images could not be read" in err
+    assert f"{too_long}: File name too long" in err.replace("\n", "")
+    assert "3 of 4 images could not be read" in err
 
 
 def test_json_is_one_object_a_line_and_nothing_else(classifier, tmp_path, capsys):

@@ -60,6 +60,8 @@ def read_table(file: Path, columns: Sequence[str]) -> Table:
     Raises DataError that names the columns there are if one is missing.
     """
     found = list_columns(file, columns[0])
+    if not found:
+        raise DataError(f"{file}: has no columns: it is empty")
     for name in columns:
         if name not in found:
             raise DataError(f"{file}: has no column {name}, but {list_names(found, most=12)}; set data.columns")
