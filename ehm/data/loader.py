@@ -106,7 +106,10 @@ class Loader:
 
     def list_indices(self, start: int, stop: int) -> list[int]:
         """Return the indices of the images that this rank is to read at the steps ``start`` to ``stop`` - 1."""
-        return [index for plan in self._sampler.plan_batches(range(start, stop)) for index in plan.indices.tolist()]
+        indices: list[int] = []
+        for plan in self._sampler.plan_batches(range(start, stop)):
+            indices += plan.indices.tolist()
+        return indices
 
     def close(self) -> None:
         """End what reads ahead; a later call of ``batches`` starts it again."""

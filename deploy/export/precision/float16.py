@@ -87,6 +87,7 @@ def _sort_nodes(graph: GraphProto) -> None:
                 ready.append(node)
         if not ready:  # a graph that takes what nothing gives, which the check of the file reports
             ready = waiting
-            known.update(name for node in waiting for name in node.output)
+            for node in waiting:
+                known.update(node.output)
         graph.node.extend(ready)
         waiting = [node for node in waiting if not known.issuperset(node.output)]

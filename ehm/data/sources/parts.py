@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ehm.data.sources.inventory import list_names
 from ehm.data.stores.addresses import is_address
@@ -29,6 +29,7 @@ __all__ = [
     "SampleFinder",
     "divide_by_layout",
     "is_folder",
+    "list_part_files",
     "list_visible_folders",
     "match_parts",
     "name_part",
@@ -36,6 +37,7 @@ __all__ = [
     "refuse_address",
 ]
 
+T = TypeVar("T")
 Part = Literal["train", "val", "test"]
 
 PARTS: tuple[Part, ...] = ("train", "val", "test")
@@ -105,6 +107,15 @@ def match_parts(source: str, names: Iterable[str]) -> dict[Part, str]:
         found[part] = name
     # in the order of the parts, not of their names
     return {part: found[part] for part in PARTS if part in found}
+
+
+def list_part_files(parts: Mapping[Part, Iterable[T]], split: Literal["all", "train", "val"] = "all") -> list[T]:
+    """Return the files of the part ``split``, or those of training and validation for "all"; never those of a test."""
+    files: list[T] = []
+    for part, found in parts.items():
+        if part != "test" and split in ("all", part):
+            files += found
+    return files
 
 
 def list_visible_folders(root: Path) -> list[str]:

@@ -6,14 +6,13 @@ import os
 from collections.abc import Mapping, Sequence
 from contextvars import copy_context
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ehm.console import console
 from ehm.data.sources.base import Split
 from ehm.data.sources.inventory import Unused
-from ehm.data.sources.parts import Part
+from ehm.data.sources.parts import Part, list_part_files
 from ehm.data.sources.rows.files import LOCAL
 from ehm.data.sources.rows.source import RowSource, open_rows
 from ehm.data.sources.shards import ShardSource, make_shard_source
@@ -50,7 +49,7 @@ def open_stored(config: ImageData, split: Split) -> ShardSource | RowSource:
     store = Store(address, config.retries)
     unused = Unused()
     parts = find_stored_files(address, store, unused)
-    files = list(chain.from_iterable(found for part, found in parts.items() if part != "test"))
+    files = list_part_files(parts)
     cache = _open_cache(config, files)
     opened: ShardSource | RowSource
     if files[0].suffix == ".tar":

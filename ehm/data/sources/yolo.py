@@ -50,7 +50,9 @@ def open_yolo(config: DetectionData, split: Split, masks: bool = True) -> CocoSo
     if "val" not in found.images:
         split = "all"
     wanted: list[Part] = ["train", "val"] if split == "all" else [split]
-    files = [file for part in wanted for file in found.images.get(part, ())]
+    files: list[str] = []
+    for part in wanted:
+        files += found.images.get(part, ())
     annotated: Annotated = "stored" if config.annotated == "stored" else "upright"
     unused = Unused()
     records: list[dict[str, Any]] = []
@@ -166,7 +168,9 @@ def _describe_object(image: int, row: Row, width: int, height: int) -> dict[str,
         return {**described, "bbox": [left, top, across * width, down * height]}
     xs = [value * width for value in values[0::2]]
     ys = [value * height for value in values[1::2]]
-    polygon = [value for point in zip(xs, ys, strict=True) for value in point]
+    polygon: list[float] = []
+    for point in zip(xs, ys, strict=True):
+        polygon += point
     box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
     return {**described, "bbox": box, "segmentation": [polygon]}
 

@@ -86,7 +86,9 @@ def open_data_questions(
 def mix_questions(sources: Sequence[QuestionSource]) -> MixedQuestions:
     """Return the questions of several sources as one, whose part is that of the first."""
     ends = np.cumsum([len(source) for source in sources]).tolist()
-    notes = [note for source in sources for note in source.notes]
+    notes: list[str] = []
+    for source in sources:
+        notes += source.notes
     return MixedQuestions(tuple(sources), tuple(ends), sources[0].split, tuple(notes))
 
 

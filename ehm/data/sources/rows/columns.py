@@ -46,7 +46,8 @@ def choose_columns(file: RowFile, name: str, wanted: TableColumns) -> RowColumns
     The images are in the column that ``wanted.path`` names, in the one that the file says has images, or in the only
     one that holds bytes. Raises DataError that names the columns if none or several fit.
     """
-    schema, features = file.schema, file.features
+    schema = file.schema
+    features = file.features
     candidates = _find_bytes(schema)
     described = [column for column, feature in features.items() if _has_type(feature, "Image") and column in candidates]
     named = [column for column in _IMAGE_NAMES if column in candidates]

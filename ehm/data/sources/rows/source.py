@@ -15,7 +15,7 @@ from ehm.config.pixel_format import RGB_BYTES, PixelFormat
 from ehm.data.decoding.channels import load_image
 from ehm.data.sources.base import UNLABELLED, Names, Split
 from ehm.data.sources.inventory import Unused, describe_layout, no_images
-from ehm.data.sources.parts import Part, no_validation_part
+from ehm.data.sources.parts import Part, list_part_files, no_validation_part
 from ehm.data.sources.rows.files import LOCAL
 from ehm.data.sources.rows.index import RowIndex, read_row_index
 from ehm.data.sources.rows.reader import RowReader
@@ -65,8 +65,14 @@ class RowSource:
     def select(self, indices: NDArray[np.int64], labels: NDArray[np.int64], classes: tuple[str, ...]) -> RowSource:
         """Return the images at ``indices`` (n,) alone, with ``labels`` (n,) that number ``classes``."""
         members = Names(self.members[index] for index in indices.tolist())
-        group, row = self.group[indices], self.row[indices]
-        return replace(self, group=group, row=row, members=members, labels=labels, classes=classes)
+        return replace(
+            self,
+            group=self.group[indices],
+            row=self.row[indices],
+            members=members,
+            labels=labels,
+            classes=classes,
+        )
 
     def load(self, index: int) -> Any:
         """Read the image as :func:`ehm.data.decoding.channels.load_image`; BrokenImage has its name and the reason."""
@@ -108,13 +114,13 @@ def open_rows(
         raise no_validation_part(source)
     if "val" not in parts:
         split = "all"
-    files = list(chain.from_iterable(found for part, found in parts.items() if part != "test"))
+    files = list_part_files(parts)
 
     def index_file(file: StoredFile) -> RowIndex:
         return read_row_index(store, cache, file, wanted)
 
     index_of = dict(zip(files, map_in_threads(index_file, files, _INDEXED_AT_ONCE), strict=True))
-    chosen = [file for part, found in parts.items() if part != "test" and split in ("all", part) for file in found]
+    chosen = list_part_files(parts, split)
     indexes = [index_of[file] for file in chosen]
     if not sum(len(index.names) for index in indexes):
         raise no_images(source, f"in {len(chosen)} files", unused)

@@ -54,7 +54,9 @@ def read_labels(
     names_of = []
     for row, cell in enumerate(cells):
         names_of.append(_split_cell(table, row, column, cell, separator))
-    trained_names = {name for row in np.flatnonzero(trained).tolist() for name in names_of[row]}
+    trained_names: set[str] = set()
+    for row in np.flatnonzero(trained).tolist():
+        trained_names.update(names_of[row])
     classes = _sort_classes(trained_names)
     number_of = {name: number for number, name in enumerate(classes)}
     targets = np.zeros((len(table), len(classes)), bool)
