@@ -39,7 +39,7 @@ class LanguageConfig(Section):
         "auto", description="Precision of the language model; auto takes what suits the device."
     )
     before: str = Field("<Img> ", description="Words before the visual tokens.")
-    after: str = Field("</Img>", description="Words behind the visual tokens, before the prompt.")
+    after: str = Field("</Img>", description="Words after the visual tokens, before the prompt.")
     prompt: str = Field(
         "Question: {question} Answer:", description="Words around a question, which stands at {question}."
     )

@@ -26,7 +26,7 @@ class TextConfig(Section):
     questions: Positive = Field(3, description="Number of questions of a document.")
     other_weight: Unit = Field(0.1, description="Weight in the loss of words that are no answers.")
     before: str = Field("The image shows a ", description="Words before the facts, as language.before later.")
-    after: str = Field(".", description="Words behind the facts, as language.after later.")
+    after: str = Field(".", description="Words after the facts, as language.after later.")
     prompt: str = Field(
         "Question: {question} Answer:", description="Words around a question, as language.prompt later."
     )

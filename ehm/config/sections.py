@@ -179,7 +179,7 @@ class LoraConfig(Section):
     targets: Annotated[tuple[Literal["attn.qkv", "attn.proj", "mlp"], ...], Field(min_length=1)] = Field(
         ("attn.qkv", "attn.proj"),
         description="The linear layers of each block that have an update: those of queries, keys and values, that "
-        "behind the attention, and those of the MLP.",
+        "after the attention, and those of the MLP.",
     )
     norms: bool = Field(False, description="Whether the encoder's norms learn beside the update.")
 

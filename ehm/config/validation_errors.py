@@ -85,7 +85,7 @@ def _describe_problem(detail: Any) -> str:
 def _locate_key(location: Sequence[str | int], kind: type[Section]) -> tuple[str, type[Section]]:
     """Return the dotted key of an error of pydantic, and the section that has it.
 
-    ``location`` has keys, and positions in lists; behind a key that takes several types of values it names one of these
+    ``location`` has keys, and positions in lists; after a key that takes several types of values it names one of these
     types, which is left out.
     """
     parts: list[str] = []

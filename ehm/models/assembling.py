@@ -29,7 +29,7 @@ def assemble_network(weights: Weights, source: ModelSource, head: Head = "auto")
     """Return the network in ``weights`` for images of ``source.image_size``, with the parts that ``head`` asks for.
 
     The ``arrays`` of the result (float32) are all parameters of the network and nothing else. Those of an encoder have
-    timm's names: ``norm.*`` over all tokens, or ``fc_norm.*`` behind the pooling; with labels a linear classifier
+    timm's names: ``norm.*`` over all tokens, or ``fc_norm.*`` after the pooling; with labels a linear classifier
     (``head.*``, a Swin's ``head.fc.*``), or a linear probe: ``running_mean`` and ``running_var`` of a batch norm
     without affine (eps 1e-6), then ``weight`` and ``bias``. The encoder of an embedder has ``encoder.`` before its
     names, that of a whole segmenter, which ``head`` auto takes, ``pyramid.encoder.``; ``spec`` is the encoder's. The
@@ -105,7 +105,7 @@ def _read_descriptor_pool(weights: Weights) -> Pool:
 def _fit_encoder(weights: Weights, classes: int) -> Arrays:
     """Return the arrays of the encoder, and of its classifier of ``classes`` if there are any."""
     assert weights.spec is not None
-    last_norm = "fc_norm" if weights.has_norm_behind_pooling else "norm"
+    last_norm = "fc_norm" if weights.has_norm_after_pooling else "norm"
     shapes = list_encoder_shapes(weights.spec, last_norm, weights.provenance.pool)
     if classes:
         classifier = weights.spec.classifier

@@ -17,9 +17,9 @@ __all__ = ["HEADS", "refuse_foreign_parts", "refuse_unloaded"]
 HEADS = tuple(dict.fromkeys(chain.from_iterable(objective.heads for objective in OBJECTIVES.values())))
 """Beginnings of the names of what pretraining has beside the encoder."""
 _CLASSIFIER_PARTS = ("head", "heads", "head_dist", "fc_norm", "pre_logits", "classifier", "attn_pool")
-"""First parts of the names of what lies behind the encoder: classifiers, and what prepares tokens for them."""
+"""First parts of the names of what follows the encoder: classifiers, and what prepares tokens for them."""
 _LAST_NORM = "norm"
-"""The encoder's last norm: a network with a norm behind its pooling (``fc_norm``) does without, as in MAE."""
+"""The encoder's last norm: a network with a norm after its pooling (``fc_norm``) does without, as in MAE."""
 _FOREIGN = (
     (r"\brel_pos\.", "relative positions of another form, as in timm's vit_relpos networks"),
     (r"\.attn\.(logit_scale|cpb_mlp)\b", "cosine attention with computed positions, as in Swin V2"),
@@ -47,7 +47,7 @@ def refuse_foreign_parts(names: Iterable[str], origin: str) -> None:
     # which of two norms was trained to be the last one cannot be told, and the other would be lost
     if "fc_norm.weight" in names and "norm.weight" in names:
         raise CheckpointError(
-            f"{origin}: its encoder has a norm before the pooling and another behind it (norm.weight, "
+            f"{origin}: its encoder has a norm before the pooling and another after it (norm.weight, "
             f"fc_norm.weight); {_REMEDY}"
         )
 

@@ -65,13 +65,13 @@ def select_arrays(
 ) -> tuple[Arrays, tuple[str, ...]]:
     """Return what of ``arrays`` goes into a network for a task, whose parameters have ``shapes``, and notes on it.
 
-    The network's head (``head.*``) stays fresh, and so may a norm behind the pooling: they are absent from the result.
+    The network's head (``head.*``) stays fresh, and so may a norm after the pooling: they are absent from the result.
     The rest must fit, as in :func:`fit_arrays`. ``origin`` is how notes and errors name the weights; ``assumptions``
     are notes on what the weights do not say.
     """
     fresh = set()
     for name in shapes:
-        # MAE's fine-tuning puts a norm behind the pooling, which no pretrained encoder has
+        # MAE's fine-tuning puts a norm after the pooling, which no pretrained encoder has
         is_new_norm = name.startswith("fc_norm.") and name not in arrays
         if is_new_norm or name.startswith(f"{head}."):
             fresh.add(name)

@@ -22,7 +22,7 @@ Forward = Callable[[NDArray[np.float32]], dict[str, NDArray[np.float32]]]
 """A network: normalised images (B, 3, H, W) -> its outputs by name.
 
 They are any of ``logits`` (B, C); ``features`` (B, D), what the classifier sees, or a descriptor; and ``patches``
-(B, D, h, w), every patch token behind the last norm. A segmenter gives ``scores`` (B, C, H, W), the logits of each
+(B, D, h, w), every patch token after the last norm. A segmenter gives ``scores`` (B, C, H, W), the logits of each
 pixel, and no other; the eyes of a language model give ``visual_tokens`` (B, K, W), and no other.
 """
 Reference = tuple[Forward, str]

@@ -36,7 +36,7 @@ def list_classifier_shapes(name: str, classes: int, width: int, is_probe: bool) 
 
 
 def _list_vit_shapes(spec: VitSpec) -> dict[str, Shape]:
-    """Return the shapes of a ViT's parameters but for the last norm and what lies behind it."""
+    """Return the shapes of a ViT's parameters but for the last norm and what follows it."""
     form = spec.form
     width = spec.width
     shapes: dict[str, Shape] = {}
@@ -111,7 +111,7 @@ def _list_factor_shapes(spec: VitSpec, block: str) -> dict[str, Shape]:
 
 
 def _list_query_shapes(spec: VitSpec) -> dict[str, Shape]:
-    """Return the shapes of the parameters of the learned query that pools tokens, and of the MLP behind it."""
+    """Return the shapes of the parameters of the learned query that pools tokens, and of the MLP after it."""
     width = spec.width
     name = "attn_pool"
     layers: dict[str, Shape] = {

@@ -69,7 +69,7 @@ def find_taps(spec: EncoderSpec, blocks: tuple[int, ...] | None) -> tuple[int, .
         return tuple(strides.index(stride) for stride in STRIDES)
     taps = blocks or list_ends_of_thirds(spec.depth)
     if min(taps) < 0 or max(taps) >= spec.depth:
-        raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {spec.depth}")
+        raise ConfigError(f"model: maps after blocks {list(taps)}; the encoder has {spec.depth}")
     return taps
 
 

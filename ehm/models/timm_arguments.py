@@ -31,7 +31,7 @@ def name_vit_class(spec: VitSpec) -> TimmClass:
 def describe_vit(spec: VitSpec, fc_norm: bool | None) -> dict[str, Any]:
     """Return the arguments of timm's class for ``spec`` but for sizes and layers.
 
-    With ``fc_norm`` the last norm stands behind the pooling; None leaves that to timm, which goes by the pooling.
+    With ``fc_norm`` the last norm stands after the pooling; None leaves that to timm, which goes by the pooling.
     """
     kind = name_vit_class(spec)
     if kind == "Beit":

@@ -61,7 +61,7 @@ class Weights:
     checkpoint: Checkpoint | None = None
 
     @property
-    def has_norm_behind_pooling(self) -> bool:
+    def has_norm_after_pooling(self) -> bool:
         """True for a fine-tuned encoder whose last norm follows the mean of the tokens, as in MAE's fine-tuning."""
         return "fc_norm.weight" in self.arrays and "norm.weight" not in self.arrays
 

@@ -96,7 +96,7 @@ def _write_report(kept: BrokenStep, state: LearnerState, found: StepExamination,
 def _locate_problem(found: StepExamination) -> Iterator[str]:
     """Yield sentences on where numbers stop being finite.
 
-    The forward pass comes first, because an output that is not finite spoils all gradients behind it.
+    The forward pass comes first, because an output that is not finite spoils all gradients.
     """
     if found.first_output is not None:
         module = f"module {found.first_output}" if found.first_output else "the model as a whole, its loss"

@@ -62,7 +62,7 @@ def load_model(
     weights = resize_weights(weights, source)
     assert weights.spec is not None
     spec = weights.spec
-    if pool == "avg" and weights.has_norm_behind_pooling:
+    if pool == "avg" and weights.has_norm_after_pooling:
         fc_norm = True  # else the norm that the weights have would be left out, and none be used
     model = build_encoder(spec, rng, classes, pool, fc_norm, dtype, probe)
     parameters = dict(model.parameters_and_names())

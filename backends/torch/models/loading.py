@@ -77,7 +77,7 @@ def load_model(
         weights = adapt_channels(weights, channels or weights.spec.channels, source.adapt_channels)
         weights = resize_weights(weights, source)
         assert weights.spec is not None
-        if pool == "avg" and weights.has_norm_behind_pooling:
+        if pool == "avg" and weights.has_norm_after_pooling:
             fc_norm = True  # else the norm that the weights have would be left out, and none be used
         model = build_encoder(weights.spec, classes, source.drop_path, pool, fc_norm)
         architecture = spec_to_json(drop_unused_query(weights.spec, pool))

@@ -71,7 +71,7 @@ class Pyramid(nn.Module):
 
     def _init_vit(self, encoder: Any, taps: tuple[int, ...]) -> None:
         if min(taps) < 0 or max(taps) >= len(encoder.blocks):
-            raise ConfigError(f"model: maps behind blocks {list(taps)}; the encoder has {len(encoder.blocks)}")
+            raise ConfigError(f"model: maps after blocks {list(taps)}; the encoder has {len(encoder.blocks)}")
         patch = encoder.patch_embed.patch_size[0]
         width = encoder.embed_dim
         stride = round_stride(patch)

@@ -50,7 +50,7 @@ class FeatureObjective(DecodingObjective):
             if model.teacher_blocks is not None:
                 raise ValueError(
                     f"model.teacher_blocks {model.teacher_blocks}: is for model.teacher ema; the features of teacher "
-                    "start are those behind its last norm"
+                    "start are those after its last norm"
                 )
             return
         if config.optim.ema_decay is None:

@@ -156,7 +156,7 @@ def _write_arrays(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
 
 
 def _fold_probe(weights: Weights) -> Weights:
-    """Return ``weights`` with one linear layer as classifier, if it is that of a linear probe behind a batch norm."""
+    """Return ``weights`` with one linear layer as classifier, if it is that of a linear probe after a batch norm."""
     head = _name_classifier(weights)
     arrays = weights.arrays
     if f"{head}.0.running_mean" not in arrays:

@@ -97,7 +97,7 @@ def describe_transformers_folder(weights: Weights) -> TransformersConfig:
 
 
 def _choose_type(spec: EncoderSpec, pools_before_norm: bool) -> ModelType:
-    """Return the ``model_type`` of the network for ``spec``, whose last norm may stand behind the pooling."""
+    """Return the ``model_type`` of the network for ``spec``, whose last norm may stand after the pooling."""
     if isinstance(spec, SwinSpec):
         _check_windows(spec)
         return "swin"

@@ -161,7 +161,7 @@ def _assemble(
     classifier = arrays.get(f"{spec.classifier}.weight")
     if classifier is not None:
         named = labels if len(labels) == len(classifier) else number_labels(len(classifier))
-        # the classifier of a plain ViT sees the class token, unless a norm behind the mean shows MAE's fine-tuning
+        # the classifier of a plain ViT sees the class token, unless a norm after the mean shows MAE's fine-tuning
         if pool == "avg" and spec.has_class_token and "fc_norm.weight" not in arrays:
             pool = "token"
     return Weights(arrays, Provenance(origin, "file", sha256, inputs, named, pool, notes), spec)

@@ -89,7 +89,7 @@ def test_mask_units_and_how_many_are_hidden(overrides, side, units, hidden):
         ),
         (
             ["objective=feature", "encoder=vit_base", "model.teacher=start", "model.init=a", "model.teacher_blocks=2"],
-            "model.teacher_blocks 2: is for model.teacher ema; the features of teacher start are those behind its last",
+            "model.teacher_blocks 2: is for model.teacher ema; the features of teacher start are those after its last",
         ),
         (["objective=feature", "optim.ema_decay=null"], "model.teacher ema needs optim.ema_decay, for example [0.996"),
         (["objective=feature", "model.teacher_blocks=13"], "model.teacher_blocks 13: vit_base has 12 blocks"),

@@ -103,7 +103,7 @@ def test_a_vit_of_another_form_gives_the_features_of_timms_own(form, command, wr
 def test_a_second_norm_is_refused(command, written):
     model = VisionTransformer(**NUMBERS, global_pool="avg", fc_norm=True)
     path = written(model, **{"norm.weight": torch.ones(192), "norm.bias": torch.ones(192)})
-    with pytest.raises(CheckpointError, match="its encoder has a norm before the pooling and another behind it"):
+    with pytest.raises(CheckpointError, match="its encoder has a norm before the pooling and another after it"):
         COMMANDS[command](path)
 
 
