@@ -152,7 +152,7 @@ def test_packages_that_cann_imports_are_looked_for_beside_it(monkeypatch, tmp_pa
     info.parent.mkdir(parents=True)
     info.write_text("version=9.1.0\n")
     installed = {"numpy", "scipy"}
-    monkeypatch.setattr(ascend, "_package_version", lambda name: "1" if name in installed else None)
+    monkeypatch.setattr(ascend, "_read_package_version", lambda name: "1" if name in installed else None)
     found = {each.name: each for each in findings.examine_machine()}["CANN's packages"]
     assert found.state == "missing"
     assert "decorator, protobuf" in found.detail
