@@ -16,9 +16,9 @@ from serving import SIZE, running
 
 from ehm.deploy.predict import predictor as predictor_module
 from ehm.deploy.predict.predictor import Predictor
-from ehm.deploy.serve.inference import served_model
+from ehm.deploy.serve.inference import forms, served_model
 from ehm.deploy.serve.inference.served_model import count_parallel_runs
-from ehm.deploy.serve.routes import forms, open_inference
+from ehm.deploy.serve.routes import open_inference
 
 INFER = "/v2/models/both/infer"
 

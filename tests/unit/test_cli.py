@@ -146,7 +146,7 @@ def test_help_names_every_command(capsys):
 @pytest.mark.parametrize(
     ("argv", "status", "sentence"),
     [
-        (["train", "--config", "nothing.yaml"], 2, "--config nothing.yaml: no such file"),
+        (["train", "--config", "nothing.yaml"], 2, "nothing.yaml: no such file"),
         (["train", "--set", "mask.ratio=2"], 2, "mask.ratio"),
         (["train", "--set", "optim"], 2, "expected key=value"),
         (["train", "--device", "tpu"], 1, "--device tpu: unknown"),

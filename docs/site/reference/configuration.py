@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from ehm.config.keys import Key, format_default, list_keys
+from ehm.config.keys import Key, format_yaml, list_keys
 from reference.markdown import escape_cell, link_guides, write_table
 
 __all__ = ["FOLDER", "name_page", "write_configuration_pages"]
@@ -52,6 +52,6 @@ def _find_section(key: Key) -> str:
 
 
 def _write_key(key: Key) -> tuple[str, str, str, str]:
-    default = "" if key.default in (None, "") else f"`{format_default(key.default)}`"
+    default = "" if key.default in (None, "") else f"`{format_yaml(key.default)}`"
     meaning = link_guides(escape_cell(key.meaning), _TO_DOCS)
     return f"`{key.name}`{{#{key.name}}}", escape_cell(key.type), default, meaning
