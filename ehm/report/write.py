@@ -18,7 +18,8 @@ REPORT_FILE = "report.html"
 def write_report(run: str | Path) -> Path:
     """Write ``report.html`` into the folder of a run, complete or not, in place of an earlier one.
 
-    Returns its path. Raises CheckpointError if the folder has no run, and WriteError if the file cannot be written.
+    Returns its path. Raises CheckpointError if the folder has no run, or a configuration with values that no run can
+    have, and WriteError if the file cannot be written.
     """
     folder = Path(run)
     path = write_text(folder / REPORT_FILE, render_page(read_record(folder)))

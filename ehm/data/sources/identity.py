@@ -155,8 +155,10 @@ def _spread_sample(count: int) -> NDArray[np.int64]:
 
 def _hash_names(names: Sequence[str], sizes: Sequence[int]) -> str:
     names = list(map(strip_scheme, names))
-    # a table may name files by both kinds of paths, which have no common folder
-    if any(map(os.path.isabs, names)):
+    are_absolute = list(map(os.path.isabs, names))
+    # A table may name files by both kinds of paths, which have no common folder. Other names stay as they are: those of
+    # shards may begin with "./", and the identity is compared with the one of earlier versions.
+    if any(are_absolute) and not all(are_absolute):
         names = list(map(os.path.abspath, names))
     folders = set(map(os.path.dirname, names))
     # relative to it, so that a copy elsewhere has the same identity

@@ -80,12 +80,12 @@ def test_it_changes_with_what_the_source_holds(folder):
     assert len({each.files for each in seen}) == len(seen)
 
 
-def write_shard(path, folder, label=0):
+def write_shard(path, folder, label=0, prefix=""):
     path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, file in enumerate(sorted(folder.rglob("*.png"))):
             for suffix, data in ((".png", file.read_bytes()), (".cls", f"{(number + label) % 2}".encode())):
-                member = tarfile.TarInfo(f"{number:04d}{suffix}")
+                member = tarfile.TarInfo(f"{prefix}{number:04d}{suffix}")
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     return path.parent
@@ -98,6 +98,16 @@ def test_labels_count_where_no_name_shows_them(folder, tmp_path):
     assert first == again
     assert (other.files, other.images) == (first.files, first.images)
     assert other.labels != first.labels
+
+
+def test_members_that_begin_with_a_dot_are_named_so_wherever_the_shards_lie(folder, tmp_path, monkeypatch):
+    """``tar -C FOLDER .`` writes such names."""
+    shards = write_shard(tmp_path / "dots" / "x.tar", folder, prefix="./")
+    monkeypatch.chdir(tmp_path)
+    digest = hashlib.sha256()
+    for number, file in enumerate(sorted(folder.rglob("*.png"))):
+        digest.update(f"./{number:04d}.png\0{file.stat().st_size}\0".encode())
+    assert [identify(spelling).files for spelling in (shards, "dots", "./dots")] == [digest.hexdigest()] * 3
 
 
 def test_masks_and_boxes_count_too(tmp_path):
