@@ -43,7 +43,7 @@ class FeaturePredictor(VisibleDecoder):
         init_xavier(self, rng)
 
     def construct(self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, features: Tensor) -> Tensor:
-        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices are (k * B, K).
+        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices (k * B, ...).
 
         The k masks of an image lie one after the other.
         """

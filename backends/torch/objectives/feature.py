@@ -52,7 +52,7 @@ class FeaturePredictor(VisibleDecoder):
         *,
         features: Tensor,
     ) -> Tensor:
-        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices are (k * B, K).
+        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices (k * B, ...).
 
         ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
         the other.
