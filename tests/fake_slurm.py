@@ -1,11 +1,13 @@
 """Stand-ins for srun and scontrol: the two nodes of a job are two groups of processes on this machine."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 NODES = 2
 _PROGRAM = """#!{python}
@@ -81,9 +83,14 @@ def run_scontrol(arguments):
 
 
 def end_nodes(state):
-    """Kill the processes of all nodes for good, as a node that fails would end them."""
-    for node in range(NODES):
-        try:
-            os.killpg(node_process(state, node), signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    """Kill the processes of all nodes for good, as a node that fails would end them.
+
+    They are known by their environment: torchrun's workers are in groups of their own, and outlive a torchrun that has
+    been killed, while Slurm ends whatever a job has started.
+    """
+    for process in psutil.process_iter():
+        # others may have ended by now, or belong to another user
+        with suppress(psutil.Error):
+            environment = process.environ()
+            if environment.get("FAKE_SLURM_STATE") == str(state) and "SLURM_NODEID" in environment:
+                process.kill()
