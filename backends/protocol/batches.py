@@ -17,8 +17,8 @@ __all__ = ["MasksOnDevice", "PreparedBatch", "TakesMaskPieces"]
 class PreparedBatch(Protocol):
     """This process's images of one step, from which similarities or saliencies and then the step itself are computed.
 
-    A batch is prepared for one step. What :meth:`compute_similarity` or :meth:`compute_saliency` has
-    already computed, such as the patch embedding, is used again by :meth:`Learner.train_step`.
+    A batch is prepared for one step. What :meth:`compute_similarity` or :meth:`compute_saliency` has already
+    computed, such as the patch embedding, is used again by :meth:`Learner.train_step`.
     """
 
     @property

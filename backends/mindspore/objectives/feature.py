@@ -43,9 +43,9 @@ class FeaturePredictor(VisibleDecoder):
         init_xavier(self, rng)
 
     def construct(self, images: Tensor, visible: Tensor, masked: Tensor, restore: Tensor, features: Tensor) -> Tensor:
-        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices (k * B, ...).
+        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher.
 
-        The k masks of an image lie one after the other.
+        Indices are (k * B, ...): the k masks of an image lie one after the other.
         """
         predicted = self.predict(images, visible, restore, masked).astype(ms.float32)
         target = gather_tokens(features, masked)

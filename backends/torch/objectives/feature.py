@@ -52,10 +52,10 @@ class FeaturePredictor(VisibleDecoder):
         *,
         features: Tensor,
     ) -> Tensor:
-        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher; indices (k * B, ...).
+        """Compute the mean loss of hidden patches against ``features`` (B, N, D) of a teacher.
 
-        ``tokens`` (B, N, D) spares the patch embedding if it has been computed. The k masks of an image lie one after
-        the other.
+        Indices are (k * B, ...): the k masks of an image lie one after the other. ``tokens`` (B, N, D) spares the patch
+        embedding if it has been computed.
         """
         predicted = self.predict(images, visible, restore, masked, tokens).float()
         target = gather_tokens(features, masked)
